@@ -1,0 +1,44 @@
+"""Facts about a graph, computed when somebody asks, kept until a pass changes the graph."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import Self, TypeVar
+
+from torch.fx import GraphModule
+
+from fxcompress.ir.inputs import Inputs
+
+
+class Analysis(ABC):
+    """A fact about one graph. Made by :class:`Analyses` on first use."""
+
+    def __init__(self, module: GraphModule, inputs: Inputs, analyses: Analyses) -> None:
+        self.module, self.inputs, self.analyses = module, inputs, analyses
+
+    @classmethod
+    def of(cls, module: GraphModule, inputs: Inputs) -> Self:
+        return Analyses(module, inputs).get(cls)
+
+
+A = TypeVar("A", bound=Analysis)
+
+
+class Analyses:
+    """The facts known of one graph on its example inputs."""
+
+    def __init__(self, module: GraphModule, inputs: Inputs) -> None:
+        self.module, self.inputs = module, inputs
+        self._known: dict[type[Analysis], Analysis] = {}
+
+    def get(self, kind: type[A]) -> A:
+        """The fact of this kind, computed now if it is not known."""
+        if kind not in self._known:
+            self._known[kind] = kind(self.module, self.inputs, self)
+        found = self._known[kind]
+        assert isinstance(found, kind)
+        return found
+
+    def drop(self, preserved: frozenset[type[Analysis]] = frozenset()) -> None:
+        """Forget every fact that is not among ``preserved``."""
+        self._known = {kind: fact for kind, fact in self._known.items() if kind in preserved}

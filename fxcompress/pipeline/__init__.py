@@ -1,0 +1,23 @@
+"""Passes, their text, their registry, and the frame that checks them."""
+
+from fxcompress.pipeline.base import Pass, PassContext, PassResult, Property, Semantics, StepRecord
+from fxcompress.pipeline.pipeline import Pipeline, Run
+from fxcompress.pipeline.proof import Proof
+from fxcompress.pipeline.rule_pass import RulePass
+from fxcompress.pipeline.single import run_pass
+from fxcompress.rewrite import Remark
+
+__all__ = [
+    "Pass",
+    "PassContext",
+    "PassResult",
+    "Pipeline",
+    "Proof",
+    "Property",
+    "Remark",
+    "RulePass",
+    "Run",
+    "Semantics",
+    "StepRecord",
+    "run_pass",
+]
