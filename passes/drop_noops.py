@@ -38,10 +38,10 @@ def find(node: Node, scope: Scope) -> NoOp | None:
 def _why(op: Op, scope: Scope) -> str | None:
     if op.kind in ("dropout", "stochastic_depth"):
         return None if is_random(op.node) else f"{op.kind} does nothing in eval mode"
-    if op.kind in ("identity", "detach", "clone"):
-        return f"{op.kind} gives its input"
-    if op.kind == "contiguous":
-        return "memory layout is decided when the graph is lowered"
+    if op.kind == "identity":
+        return "identity gives its input"
+    if op.kind == "clone":
+        return _clone(op)
     if op.kind == "cast":
         return _cast(op, scope)
     if op.kind in ("permute", "transpose", "expand", "flatten", "squeeze", "getitem", "view", "reshape"):
@@ -49,6 +49,12 @@ def _why(op: Op, scope: Scope) -> str | None:
     if op.kind in ("add", "sub", "mul", "div") and not op.in_place:
         return _neutral(op, scope)
     return None
+
+
+def _clone(op: Op) -> str | None:
+    """A copy is needed where the user would otherwise get the input or a parameter itself."""
+    given_away = op.input.op in ("placeholder", "get_attr") and any(user.op == "output" for user in op.node.users)
+    return None if given_away or op["memory_format"] is not torch.preserve_format else "a copy that nobody writes to"
 
 
 def _cast(op: Op, scope: Scope) -> str | None:
@@ -106,5 +112,3 @@ class DropNoOps(RulePass):
 
     def rules(self) -> Rule[NoOp]:
         return Rule("no-op", find, drop)
-
-

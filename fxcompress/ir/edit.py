@@ -51,6 +51,11 @@ class Editor:
         self._names.add(name)
         return name
 
+    def remove_module(self, path: str) -> None:
+        """Take a module that nobody calls out of the tree, so that its path is free."""
+        self.module.delete_submodule(path)
+        self._names.discard(path)
+
     def _taken(self, name: str) -> bool:
         parent, _, leaf = name.rpartition(".")
         try:
