@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from fxcompress.analysis import Aliases, Shapes
 from fxcompress.analysis.shapes import attribute
 from fxcompress.ir.edit import Editor
-from fxcompress.ir.effects import effect_of
+from fxcompress.ir.effects import effect_of, in_training
 from fxcompress.ir.view import module_of, spec_of
 from fxcompress.pipeline import Pass, PassContext, PassResult, Property, Remark, Semantics
 from fxcompress.rewrite import remove_dead
@@ -31,7 +31,7 @@ class FoldConstants(Pass):
     max_growth: int = 1 << 24
 
     def run(self, module: GraphModule, ctx: PassContext) -> PassResult:
-        if any(child.training for child in module.modules()):
+        if in_training(module):
             return PassResult(module, False, frozenset({Shapes}))  # parameters are not constant while they are trained
         editor, values = Editor(module), self._constants(module, ctx.analyses.get(Aliases))
         remarks = []

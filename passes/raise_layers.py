@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from fxcompress.analysis.shapes import attribute
+from fxcompress.ir.effects import in_training
 from fxcompress.ir.view import Op, view
 from fxcompress.pipeline import Property, RulePass, Semantics
 from fxcompress.rewrite import Rule, Scope
@@ -64,7 +65,7 @@ def rewrite(match: FunctionalLayer, scope: Scope) -> str:
         module._parameters.pop(role, None)
         module._buffers.pop(role, None)
         table[role] = tensor
-    module.train(any(m.training for m in editor.module.modules()))
+    module.train(in_training(editor.module))
     home = _home(match, scope)
     if home is not None:
         editor.remove_module(home)

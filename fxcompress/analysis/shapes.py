@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import warnings
 from typing import Any
 
@@ -60,12 +59,8 @@ class Shapes(Analysis):
         return self._run(node, *pytree.tree_map_only(torch.device, lambda _: _META, (args, kwargs)))
 
     def _bind_inputs(self) -> None:
-        bound = inspect.signature(self.module.forward).bind(*self.inputs.args, **self.inputs.kwargs)
-        bound.apply_defaults()
-        for node in self.module.graph.nodes:
-            if node.op == "placeholder":
-                value = bound.arguments[str(node.target).lstrip("*")]
-                self._values[node] = pytree.tree_map_only(Tensor, _to_meta, value)
+        for node, value in self.inputs.bind(self.module.graph).items():
+            self._values[node] = pytree.tree_map_only(Tensor, _to_meta, value)
 
     def _compute(self, node: Node) -> None:
         pending = [node]

@@ -29,9 +29,12 @@ class Editor:
         self.module = module
         self.graph = module.graph
         self._callers: dict[str, set[Node]] = {}
+        self._read_inside: set[str] = set()  # paths of modules of which a get_attr node reads a tensor
         for node in self.graph.nodes:
             if node.op in ("call_module", "get_attr"):
                 self._callers.setdefault(str(node.target), set()).add(node)
+            if node.op == "get_attr":
+                self._note_inside(str(node.target))
         self._names = {name for name, _ in module.named_modules()}
 
     # -- modules ---------------------------------------------------------------------------------------------
@@ -39,6 +42,10 @@ class Editor:
     def callers(self, path: str) -> set[Node]:
         """The nodes that call (or read) ``path``."""
         return self._callers.get(path, set())
+
+    def _note_inside(self, target: str) -> None:
+        parts = target.split(".")[:-1]
+        self._read_inside.update(".".join(parts[: i + 1]) for i in range(len(parts)))
 
     def add_module(self, path: str, module: nn.Module) -> str:
         """Add ``module`` under ``path``, or under ``path_1``, ... when that is taken; returns the name used."""
@@ -68,9 +75,9 @@ class Editor:
         self._names.update(".".join(parts[: i + 1]) for i in range(len(parts)))
 
     def set_module(self, node: Node, module: nn.Module) -> None:
-        """Let the call_module ``node`` call ``module``: in the old one's place if nobody else calls that, else beside it."""
+        """Let the call_module ``node`` call ``module``: in the old one's place if nobody else calls or reads that, else beside it."""
         path = str(node.target)
-        if self.callers(path) == {node}:
+        if self.callers(path) == {node} and path not in self._read_inside:
             self.module.set_submodule(path, module)
             return
         self._callers[path].discard(node)
@@ -113,6 +120,7 @@ class Editor:
         with self.graph.inserting_before(before):
             node = self.graph.get_attr(f"{holder}.{name}" if holder else name)
         self._callers[str(node.target)] = {node}
+        self._note_inside(str(node.target))
         return self._describe(node, of)
 
     def _describe(self, node: Node, of: Iterable[Node]) -> Node:
@@ -160,12 +168,17 @@ def drop_unread(module: GraphModule, read: Iterable[str]) -> None:
 
 def own(node: Node, editor: Editor) -> nn.Module:
     """The module that ``node`` calls, as a private copy whose parameters nobody else owns and that may be changed."""
-    original = editor.module.get_submodule(str(node.target))
+    private = private_copy(editor.module.get_submodule(str(node.target)))
+    editor.set_module(node, private)
+    return private
+
+
+def private_copy(original: nn.Module) -> nn.Module:
+    """A module that shares the tensors of ``original`` but may be given others."""
     private = copy.copy(original)
     private.__dict__ = dict(original.__dict__)
     for table in ("_parameters", "_buffers", "_modules"):
         private.__dict__[table] = dict(original.__dict__[table])
-    editor.set_module(node, private)
     return private
 
 
@@ -177,3 +190,10 @@ def set_parameter(module: nn.Module, name: str, value: Tensor | None) -> None:
         return
     trainable = old.requires_grad if old is not None else any(p.requires_grad for p in module.parameters())
     module.register_parameter(name, nn.Parameter(value.detach(), requires_grad=trainable))
+
+
+def share(module: GraphModule) -> GraphModule:
+    """A copy of the graph and its modules that shares the tensors."""
+    tensors: tuple[Tensor, ...] = (*module.parameters(), *module.buffers())
+    memo: dict[int, Any] = {id(t): t for t in tensors}
+    return copy.deepcopy(module, memo)

@@ -6,7 +6,7 @@ import operator
 
 import torch
 from torch import nn
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torch.fx.node import _side_effectful_functions
 
 from fxcompress.ir.ops import Trait
@@ -81,3 +81,8 @@ def may_alias(node: Node) -> list[Node]:
     if Trait.VIEW in spec.traits:
         return list(node.all_input_nodes)[:1]
     return [] if written is None else [written]
+
+
+def in_training(module: GraphModule) -> bool:
+    """Whether a module that the graph calls is in training mode. Containers on the way do not matter."""
+    return any(node.op == "call_module" and getattr(module_of(node), "training", False) for node in module.graph.nodes)

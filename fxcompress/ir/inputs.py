@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import fx
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import InputError
@@ -57,6 +58,21 @@ class Inputs:
     def call(self, module: Callable[..., Any]) -> Any:
         return module(*self.args, **self.kwargs)
 
+    def bind(self, graph: fx.Graph) -> dict[fx.Node, Any]:
+        """The value that each placeholder of ``graph`` receives.
+
+        Raises:
+            InputError: the graph does not take these arguments.
+        """
+        nodes = [node for node in graph.nodes if node.op == "placeholder"]
+        signature = inspect.Signature([_parameter(node) for node in nodes])
+        try:
+            bound = signature.bind(*self.args, **self.kwargs)
+        except TypeError as error:
+            raise InputError(f"the inputs do not fit the graph's arguments {signature}: {error}") from None
+        bound.apply_defaults()
+        return dict(zip(nodes, bound.arguments.values(), strict=True))
+
     def map_tensors(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
         args, kwargs = pytree.tree_map_only(torch.Tensor, fn, (self.args, dict(self.kwargs)))
         return Inputs(args, kwargs)
@@ -67,6 +83,14 @@ class Inputs:
     def clone(self) -> Inputs:
         """A copy that an in-place first operation of the model cannot spoil."""
         return self.map_tensors(torch.clone)
+
+
+def _parameter(node: fx.Node) -> inspect.Parameter:
+    name = str(node.target)
+    kind = {0: inspect.Parameter.POSITIONAL_OR_KEYWORD, 1: inspect.Parameter.VAR_POSITIONAL, 2: inspect.Parameter.VAR_KEYWORD}
+    stars = len(name) - len(name.lstrip("*"))
+    default = node.args[0] if node.args and not stars else inspect.Parameter.empty
+    return inspect.Parameter(name.lstrip("*"), kind[stars], default=default)
 
 
 def _names_parameters(mapping: Mapping[Any, Any], forward: Callable[..., Any] | None) -> bool:

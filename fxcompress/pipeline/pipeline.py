@@ -16,13 +16,14 @@ from fxcompress.errors import (
     OrderError,
     PipelineError,
 )
+from fxcompress.ir.edit import share
 from fxcompress.ir.inputs import Inputs
 from fxcompress.ir.snapshot import Fingerprinter
 from fxcompress.pipeline import options, registry
 from fxcompress.pipeline.base import Pass, PassContext, PassResult, Property, StepRecord
 from fxcompress.pipeline.proof import Proof, Prover
 from fxcompress.pipeline.reproducer import write_reproducer
-from fxcompress.pipeline.single import run_pass, share
+from fxcompress.pipeline.single import run_pass
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Pipeline(Pass):
-    """Passes in order; itself a pass. ``Pipeline.parse("canonicalize,fold-norm")``, ``p + q``, ``str(p)``.
+    """Passes in order; itself a pass. ``Pipeline.parse("functionalize,fold-norm")``, ``p + q``, ``str(p)``.
+
+    ``given``: what the graph already is when the pipeline starts, for one that continues another.
 
     Raises:
         OrderError: a pass stands before the one that establishes what it requires, or after one that rules it out.
@@ -44,13 +47,14 @@ class Pipeline(Pass):
 
     name: ClassVar[str] = "pipeline"
     passes: tuple[Pass, ...] = ()
+    given: frozenset[Property] = frozenset()
 
     def __post_init__(self) -> None:
         flat: list[Pass] = []
         for step in self.passes:
             flat.extend(step.passes if isinstance(step, Pipeline) else [step])
         object.__setattr__(self, "passes", tuple(flat))
-        _check_order(self.passes)
+        _check_order(self.passes, self.given)
 
     @classmethod
     def of(cls, *passes: Pass | str) -> Pipeline:
@@ -72,10 +76,15 @@ class Pipeline(Pass):
         return cls(tuple(options.build(registry.lookup(name), values) for name, values in calls))
 
     def __add__(self, other: Pass) -> Pipeline:
-        return Pipeline((*self.passes, other))
+        return Pipeline((*self.passes, other), self.given)
 
     def __str__(self) -> str:
         return ",".join(str(step) for step in self.passes)
+
+    @property
+    def establishes_all(self) -> frozenset[Property]:
+        """What a graph is after the last pass."""
+        return self.given.union(*(step.establishes for step in self.passes))
 
     def run(self, module: GraphModule, ctx: PassContext) -> PassResult:
         result = self.execute(module, ctx.inputs, verify=False)
@@ -102,8 +111,8 @@ class Pipeline(Pass):
         return Run(frame.module, tuple(frame.steps), frame.finish())
 
 
-def _check_order(passes: Iterable[Pass]) -> None:
-    have: dict[Property, str] = {}
+def _check_order(passes: Iterable[Pass], given: frozenset[Property]) -> None:
+    have = dict.fromkeys(given, "what came before")
     for step in passes:
         if not isinstance(step, Pass):
             raise PipelineError(f"{step!r} is not a pass", hint="a pipeline takes passes; Pipeline.parse reads their names")

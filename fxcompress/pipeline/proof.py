@@ -8,7 +8,6 @@ running them again one by one.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +17,13 @@ from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 
 from fxcompress.errors import EquivalenceError, FxCompressError
+from fxcompress.ir.edit import share
 from fxcompress.ir.inputs import Inputs
 from fxcompress.ir.verify import neighbourhood, source_line
 from fxcompress.pipeline import numbers
 from fxcompress.pipeline.base import Pass, Property, Semantics
 from fxcompress.pipeline.numbers import Difference
-from fxcompress.pipeline.single import run_pass, share
+from fxcompress.pipeline.single import run_pass
 from fxcompress.pipeline.twin import double_twin, is_double
 
 GROWTH = 16.0  # a rewritten graph may be this many times as far from the float64 truth as the original was
@@ -179,16 +179,10 @@ def _values(module: GraphModule, inputs: Inputs) -> dict[Node, Any]:
     recorder = _Recorder(module)
     with torch.no_grad():
         try:
-            recorder.run(*_flat(module, inputs.clone()))
+            recorder.run(*inputs.clone().bind(module.graph).values())
         except (RuntimeError, FxCompressError, TypeError):  # a broken graph has still shown the values up to its fault
             pass
     return recorder.values
-
-
-def _flat(module: GraphModule, inputs: Inputs) -> list[Any]:
-    bound = inspect.signature(module.forward).bind(*inputs.args, **inputs.kwargs)
-    bound.apply_defaults()
-    return list(bound.arguments.values())
 
 
 class _Recorder(fx.Interpreter):

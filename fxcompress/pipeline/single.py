@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
-from torch import Tensor
 from torch.fx import GraphModule
 
 from fxcompress.analysis import Analyses
@@ -35,10 +31,3 @@ def run_pass(step: Pass, module: GraphModule, inputs: Inputs, analyses: Analyses
     except GraphError as error:
         raise GraphError(f"pass '{step}' left a broken graph: {error.message}") from None
     return result
-
-
-def share(module: GraphModule) -> GraphModule:
-    """A copy of the graph and its modules that shares the tensors."""
-    tensors: tuple[Tensor, ...] = (*module.parameters(), *module.buffers())
-    memo: dict[int, Any] = {id(t): t for t in tensors}
-    return copy.deepcopy(module, memo)

@@ -1,0 +1,87 @@
+"""What ``compress`` gives back for a model that was captured whole."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule
+
+from fxcompress.errors import ArchiveError
+from fxcompress.report import Report
+from fxcompress.storage import load as load_graph
+from fxcompress.storage import read_extra, save
+
+_REPORT = "fxcompress_report"
+
+
+class Compressed(GraphModule):
+    """A compressed model: an ordinary module with the signature of the original, its report, and a way to a file."""
+
+    @property
+    def report(self) -> Report:
+        """What was done, and what it brought."""
+        return Report.from_json(self.meta[_REPORT])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model and its report to one file; :func:`fxcompress.load` reads it without the model's source.
+
+        Raises:
+            ArchiveError: the file cannot be written, or something in the graph has no safe form.
+        """
+        save(self, path, extra={_REPORT: self.meta[_REPORT]})
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+
+def whole(module: GraphModule, report: Report) -> Compressed:
+    """The result for a model that is one graph."""
+    result = Compressed(module, module.graph)
+    result.training = module.training
+    result.meta.update(module.meta)
+    result.meta[_REPORT] = report.to_json()
+    return result
+
+
+class InParts:
+    """Mixin of the result for a model of which only parts could be captured: the user's own class around graph modules."""
+
+    fxcompress_report: str
+
+    @property
+    def report(self) -> Report:
+        """What was done, and what it brought."""
+        return Report.from_json(self.fxcompress_report)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Always an ArchiveError: the code between the parts is the user's own and has no safe form in a file."""
+        raise ArchiveError(
+            f"{type(self).__bases__[1].__name__} was captured in parts; the code between them is its own and cannot be stored safely",
+            hint="save state_dict() and compress again after loading, or save the parts: fxcompress.save(part, path)",
+        )
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+
+def in_parts(module: nn.Module, report: Report) -> nn.Module:
+    """The result for a copy of the user's module in which the captured parts are replaced."""
+    kind = type(module)
+    module.__class__ = type(kind.__name__, (InParts, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
+    module.fxcompress_report = report.to_json()  # type: ignore[assignment]
+    return module
+
+
+def load(path: str | os.PathLike[str], *, allow: Any = ()) -> GraphModule:
+    """Read a model that was saved with ``save``; a compressed one has its ``report`` again.
+
+    Nothing in the file is run, imported or unpickled. ``allow``: classes and functions of your own that it may name.
+
+    Raises:
+        ArchiveError: the file is missing, damaged, of a newer version, or names what is not allowed.
+    """
+    module = load_graph(path, allow=allow)
+    report = read_extra(path).get(_REPORT)
+    return module if report is None else whole(module, Report.from_json(report))

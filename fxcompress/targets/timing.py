@@ -1,0 +1,56 @@
+"""Fair timing of several forms of one model in one run.
+
+Each form runs in blocks with a pause before each block, because the threads of different runtimes disturb each other;
+the blocks of all forms alternate, because machines drift. What counts is the median over all blocks.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+PAUSE = 0.02  # seconds; OpenMP threads stop spinning well within
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median and interquartile range of one call, in milliseconds."""
+
+    median: float
+    spread: float
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Timing:
+        low, middle, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
+        return cls(1e3 * middle, 1e3 * (high - low))
+
+
+def interleaved(
+    forms: Mapping[str, Callable[[], object]], *, seconds: float = 0.3, blocks: int = 3, synchronize: Callable[[], None] = lambda: None
+) -> dict[str, Timing]:
+    """Time every form for about ``seconds`` in total each, in ``blocks`` alternating blocks of at least two calls."""
+    samples: dict[str, list[float]] = {name: [] for name in forms}
+    with torch.inference_mode():
+        for form in forms.values():
+            form()  # packs weights, compiles, allocates
+        for _ in range(blocks):
+            for name, form in forms.items():
+                time.sleep(PAUSE)
+                samples[name] += _block(form, seconds / blocks, synchronize)
+    return {name: Timing.of(taken) for name, taken in samples.items()}
+
+
+def _block(form: Callable[[], object], seconds: float, synchronize: Callable[[], None]) -> list[float]:
+    form()  # wakes the threads up; not counted
+    taken: list[float] = []
+    while len(taken) < 2 or sum(taken) < seconds:
+        synchronize()
+        began = time.perf_counter()
+        form()
+        synchronize()
+        taken.append(time.perf_counter() - began)
+    return taken
