@@ -28,7 +28,7 @@ def rewritten(model: nn.Module, inputs: Any, text: str, tolerance: float | None 
     model = randomized(model, seed).double()
     feed = Inputs.of(inputs).map_tensors(lambda t: t.double() if t.is_floating_point() else t)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    run = Pipeline.parse(text).execute(fx.symbolic_trace(model), feed, verify=False)
+    run = Pipeline.parse(text).execute(fx.symbolic_trace(copy.deepcopy(model)), feed, verify=False)
     with torch.no_grad():
         same(feed.clone().call(copy.deepcopy(model)), feed.clone().call(run.module), tolerance)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "the user's model was changed"

@@ -11,8 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from fxcompress.ir.effects import written_operand
+from fxcompress.analysis import Aliases
 from fxcompress.ir.inputs import Inputs
 
 FLOAT64_TOLERANCE = 1e-9  # relative to the largest value of an output
@@ -100,6 +104,13 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return bool(torch.equal(a, b))
 
 
+def _keeps_state(module: nn.Module) -> bool:
+    """Whether a call may change the module: statistics in training mode, or a buffer written in place."""
+    if any(child.training for child in module.modules()):
+        return True
+    return isinstance(module, GraphModule) and any(written_operand(node) is not None for node in module.graph.nodes)
+
+
 def tolerance(inputs: Inputs) -> float:
     """The relative difference that rounding may make in the dtype of the inputs."""
     dtypes = {t.dtype for t in inputs.tensors() if t.is_floating_point()}
@@ -110,9 +121,17 @@ def tolerance(inputs: Inputs) -> float:
 
 def evaluate(module: nn.Module, inputs: Inputs) -> Any:
     """The module's output, leaving module, inputs and the random state as they were."""
-    if any(child.training for child in module.modules()):
-        module = copy.deepcopy(module)  # norms in training mode update their statistics
+    if _keeps_state(module):
+        module = copy.deepcopy(module)
     devices = [t.device for t in inputs.tensors() if t.is_cuda]
     with torch.no_grad(), torch.random.fork_rng(devices=sorted({d.index or 0 for d in devices})):
         torch.manual_seed(0)
         return inputs.clone().call(module)
+
+
+def _writes_state(module: nn.Module, inputs: Inputs) -> bool:
+    """Whether a call of the graph changes a buffer or a parameter of it."""
+    if not isinstance(module, GraphModule):
+        return False
+    aliases = Aliases.of(module, inputs)
+    return any(aliases.is_written(node) for node in module.graph.nodes if node.op == "get_attr")

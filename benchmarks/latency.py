@@ -1,0 +1,238 @@
+"""Float latency of fxcompress and its peers, as ratios measured in one run.
+
+    python benchmarks/latency.py --batch 1 8 --threads 2
+
+Every engine lives in its own process, because threads of different runtimes disturb each other. For each network all
+processes are started, prepare and warm up one after the other, and are then asked in turn, block by block, to time a few
+calls while the others sleep. What is printed is the median over all blocks; peers get the network in their own way
+(``torch.onnx.export``, ``openvino.convert_model``), fxcompress through ``compress``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+NETWORKS = [
+    "resnet18",
+    "resnet50",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
+    "regnet_y_400mf",
+    "shufflenet_v2_x1_0",
+    "densenet121",
+    "convnext_tiny",
+    "vit_b_16",
+    "swin_t",
+    "deeplabv3_mobilenet_v3_large",
+]
+ENGINES = ["eager", "channels_last", "compile", "onnxruntime", "openvino", "fx-cpu", "fx-auto"]
+PEERS = ENGINES[:5]
+
+
+# -- one engine in one process ------------------------------------------------------------------------------------------
+
+
+def network(name: str):
+    import torch
+    import torchvision
+
+    torch.manual_seed(0)
+    extra = {"weights": None, "weights_backbone": None} if "deeplab" in name else {"weights": None}
+    return torchvision.models.get_model(name, **extra).eval()
+
+
+def prepare(engine: str, name: str, batch: int, threads: int):
+    """A function of no arguments that runs the network once, and a word about what runs."""
+    import torch
+
+    torch.set_num_threads(threads)
+    model, x = network(name), torch.randn(batch, 3, 224, 224)
+    if engine == "eager":
+        return lambda: model(x), ""
+    if engine == "channels_last":
+        model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+        return lambda: model(x), ""
+    if engine == "compile":
+        import torch._inductor.config as inductor
+
+        inductor.freezing = True
+        compiled = torch.compile(model)
+        return lambda: compiled(x), ""
+    if engine == "onnxruntime":
+        return onnxruntime(model, x, threads), ""
+    if engine == "openvino":
+        return openvino(model, x, threads), ""
+    import fxcompress
+
+    small = fxcompress.compress(model, x, target=engine.removeprefix("fx-"))
+    return lambda: small(x), small.report.target
+
+
+def onnxruntime(model, x, threads):
+    import io
+
+    import onnxruntime as ort
+    import torch
+
+    class Tensors(torch.nn.Module):
+        def forward(self, x):
+            y = model(x)
+            return y["out"] if isinstance(y, dict) else y
+
+    file = io.BytesIO()
+    torch.onnx.export(Tensors().eval(), (x,), dynamo=True, verbose=False).save(file)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: session.run(None, feed)
+
+
+def openvino(model, x, threads):
+    import openvino as ov
+
+    converted = ov.convert_model(model, example_input=x, input=[tuple(x.shape)])
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    request = ov.Core().compile_model(converted, "CPU", settings).create_infer_request()
+    return lambda: request.infer([x.numpy()], share_inputs=True, share_outputs=True)
+
+
+def serve(engine: str, name: str, batch: int, threads: int) -> None:
+    """Prepare, say so, then time ``calls`` calls for every line on standard input."""
+    warnings.filterwarnings("ignore")
+    import torch
+
+    with torch.inference_mode():
+        began = time.perf_counter()
+        call, note = prepare(engine, name, batch, threads)
+        call()
+        ready = time.perf_counter() - began
+        call()
+        print(json.dumps({"ready": ready, "note": note}), flush=True)
+        for line in sys.stdin:
+            call()
+            taken = []
+            for _ in range(int(line)):
+                began = time.perf_counter()
+                call()
+                taken.append(time.perf_counter() - began)
+            print(json.dumps(taken), flush=True)
+
+
+# -- all engines on one network -----------------------------------------------------------------------------------------
+
+
+class Worker:
+    def __init__(self, engine: str, name: str, batch: int, threads: int) -> None:
+        command = [sys.executable, __file__, "--serve", engine, "--networks", name, "--batch", str(batch), "--threads", str(threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.samples: list[float] = []
+        self.hello = self._answer()
+
+    def _answer(self):
+        for line in self.process.stdout:
+            if line.startswith(("{", "[")):
+                return json.loads(line)
+        return None
+
+    def time(self, calls: int) -> list[float]:
+        print(calls, file=self.process.stdin, flush=True)
+        return self._answer() or []
+
+    def stop(self) -> str:
+        self.process.stdin.close()
+        error = self.process.stderr.read().strip().splitlines()
+        self.process.wait()
+        return error[-1][:100] if error and self.process.returncode else ""
+
+
+def measure(name: str, batch: int, threads: int, engines: list[str], blocks: int, seconds: float) -> dict:
+    workers = {engine: Worker(engine, name, batch, threads) for engine in engines}
+    for block in range(blocks):
+        for worker in workers.values():
+            if worker.hello is None:
+                continue
+            time.sleep(0.2)
+            calls = 3 if not worker.samples else max(3, int(seconds / statistics.median(worker.samples)))
+            taken = worker.time(calls)
+            worker.samples += taken if block else []
+            if not block:
+                worker.samples = taken  # a first idea of how long a call takes
+            elif block == 1:
+                worker.samples = taken
+    result = {}
+    for engine, worker in workers.items():
+        error = worker.stop()
+        if worker.samples:
+            result[engine] = {"ms": 1e3 * statistics.median(worker.samples), **worker.hello}
+        else:
+            result[engine] = {"ms": None, "error": error}
+    return result
+
+
+# -- tables -------------------------------------------------------------------------------------------------------------
+
+
+def table(rows: dict[str, dict], engines: list[str]) -> str:
+    head = ["network", *engines, "fx-auto runs on", "cpu / best torch", "cpu / best engine", "auto / best peer"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name, row in rows.items():
+        cells = [f"{row[e]['ms']:.1f}" if row.get(e, {}).get("ms") else "-" for e in engines]
+        note = row.get("fx-auto", {}).get("note", "")
+        lines.append("| " + " | ".join([name, *cells, note, *(f"{r:.2f}" if r else "-" for r in ratios(row))]) + " |")
+    means = [geometric_mean([ratios(row)[i] for row in rows.values()]) for i in range(3)]
+    lines.append("| geometric mean |" + " |" * (len(engines) + 1) + " " + " | ".join(f"**{m:.2f}**" if m else "-" for m in means) + " |")
+    return "\n".join(lines)
+
+
+def ratios(row: dict) -> list[float | None]:
+    """How many times faster: native over the best of torch, native over the best engine, auto over the best of all peers."""
+
+    def best(names):
+        return min((row[n]["ms"] for n in names if row.get(n, {}).get("ms")), default=None)
+
+    pairs = [(best(PEERS[:3]), best(["fx-cpu"])), (best(PEERS[3:]), best(["fx-cpu"])), (best(PEERS), best(["fx-auto"]))]
+    return [other / ours if other and ours else None for other, ours in pairs]
+
+
+def geometric_mean(values: list[float | None]) -> float | None:
+    known = [v for v in values if v]
+    return math.exp(statistics.fmean(map(math.log, known))) if known else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES)
+    parser.add_argument("--batch", nargs="+", type=int, default=[1])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--blocks", type=int, default=5, help="blocks per engine and network")
+    parser.add_argument("--seconds", type=float, default=0.5, help="length of a block")
+    parser.add_argument("--out", type=Path, help="write all figures as JSON")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve, options.networks[0], options.batch[0], options.threads)
+        return
+    figures: dict[str, dict] = {}
+    for batch in options.batch:
+        rows = figures[f"batch {batch}"] = {}
+        for name in options.networks:
+            print(f"batch {batch}: {name}", file=sys.stderr, flush=True)
+            rows[name] = measure(name, batch, options.threads, options.engines, options.blocks, options.seconds)
+            if options.out:
+                options.out.write_text(json.dumps(figures, indent=1))
+        print(f"\nMedian ms, batch {batch}, {options.threads} threads\n\n{table(rows, options.engines)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
