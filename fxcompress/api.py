@@ -87,7 +87,7 @@ def compress(
         FxCompressError: every error of the library; see :mod:`fxcompress.errors`.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}, not a torch.nn.Module", hint="pass the module itself, e.g. torchvision.models.resnet18()")
+        raise InputError(f"model is {type(model).__name__}, not a torch.nn.Module", hint="pass the module itself, e.g. torchvision.models.resnet18()")
     if model.training:
         raise InputError("the model is in training mode", hint="call model.eval() first; dropout and batch norm behave differently there")
     began = time.perf_counter()
@@ -272,7 +272,8 @@ def _synchronizer(inputs: Inputs) -> Callable[[], None]:
 def _measured(module: nn.Module, costs: list[Cost], timing: Timing | None) -> Measured:
     params, weight_bytes = weight_cost(module)
     macs, peak = sum(c.macs for c in costs), max((c.peak_bytes for c in costs), default=0)
-    return Measured(params, macs, weight_bytes, peak, timing and timing.median, timing and timing.spread)
+    measured = Measured(params, macs, weight_bytes, peak)
+    return measured if timing is None else replace(measured, latency_ms=timing.median, latency_spread_ms=timing.spread)
 
 
 def _merged(lines: list[StepRecord]) -> list[PassLine]:

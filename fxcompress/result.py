@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from fxcompress.errors import ArchiveError
 from fxcompress.report import Report
 from fxcompress.storage import load as load_graph
-from fxcompress.storage import read_extra, save
+from fxcompress.storage import save
 
 _REPORT = "fxcompress_report"
 
@@ -30,7 +30,7 @@ class Compressed(GraphModule):
         Raises:
             ArchiveError: the file cannot be written, or something in the graph has no safe form.
         """
-        save(self, path, extra={_REPORT: self.meta[_REPORT]})
+        save(self, path)
 
     def _repr_html_(self) -> str:
         return self.report._repr_html_()
@@ -83,5 +83,5 @@ def load(path: str | os.PathLike[str], *, allow: Any = ()) -> GraphModule:
         ArchiveError: the file is missing, damaged, of a newer version, or names what is not allowed.
     """
     module = load_graph(path, allow=allow)
-    report = read_extra(path).get(_REPORT)
-    return module if report is None else whole(module, Report.from_json(report))
+    report = module.meta.get(_REPORT)
+    return whole(module, Report.from_json(report)) if isinstance(report, str) else module

@@ -110,15 +110,15 @@ def test_a_pass_of_ones_own():
 BAD = {
     "no model": (lambda: fxcompress.compress(3, image()), "not a torch.nn.Module"),
     "no inputs": (lambda: fxcompress.compress(small(), None), "example_inputs"),
-    "wrong shape": (lambda: fxcompress.compress(small(), image(2, 3, 7, 5)), ""),
+    "wrong shape": (lambda: fxcompress.compress(small(), image(2, 3, 7, 5)), "to have 4 channels"),
     "too many inputs": (lambda: fxcompress.compress(small(), (image(), image())), "do not fit"),
     "training mode": (lambda: fxcompress.compress(small().train(), image()), "eval"),
-    "zero batch": (lambda: fxcompress.compress(small(), image(0, 4, 7, 5)), ""),
+    "zero batch": (lambda: fxcompress.compress(small(), image(0, 4, 7, 5)), "holds no values"),
     "unknown target": (lambda: fxcompress.compress(small(), image(), target="openvin"), "did you mean openvino"),
     "unknown pass": (lambda: fxcompress.compress(small(), image(), pipeline="fold-nrm"), "fold-norm"),
     "impossible order": (lambda: fxcompress.compress(small(), image(), pipeline="fuse"), "functionalize"),
-    "wrong dtype": (lambda: fxcompress.compress(small(), image().half()), ""),
-    "inputs elsewhere": (lambda: fxcompress.compress(small(), image().to("meta")), ""),
+    "wrong dtype": (lambda: fxcompress.compress(small(), image().half()), "Half"),
+    "inputs elsewhere": (lambda: fxcompress.compress(small(), image().to("meta")), "move them together"),
 }
 
 

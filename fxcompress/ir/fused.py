@@ -35,7 +35,7 @@ class _Fused:
         for table in ("_parameters", "_buffers", "_modules"):
             fused.__dict__[table] = dict(layer.__dict__[table])
         fused.activation = activation
-        return fused  # type: ignore[no-any-return]
+        return fused
 
 
 class FusedConv1d(_Fused, nn.Conv1d):
@@ -64,4 +64,4 @@ FUSED: dict[type[nn.Module], type[nn.Module]] = {
 
 def fuse(layer: nn.Module, activation: Activation | None = None) -> nn.Module:
     """The fused form of a plain Conv1d/2d/3d or Linear, sharing its parameters."""
-    return FUSED[type(layer)].of(layer, activation)  # type: ignore[attr-defined,no-any-return]
+    return FUSED[type(layer)].of(layer, activation)  # type: ignore[attr-defined]

@@ -75,7 +75,7 @@ class Fingerprinter:
         words = bits[: bits.numel() // 8 * 8].view(torch.int64) if plain.storage_offset() % 8 == 0 else bits
         key = (plain.data_ptr(), tensor._version, plain.numel(), plain.dtype, int(words.sum()))
         if key not in self._known:
-            self._known[key] = (plain, hashlib.sha256(memoryview(bits.numpy())).hexdigest())
+            self._known[key] = (plain, hashlib.sha256(bits.numpy().data).hexdigest())
         return self._known[key][1]
 
 
