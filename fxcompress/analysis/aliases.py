@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.fx import GraphModule, Node
 
 from fxcompress.analysis.base import Analyses, Analysis
-from fxcompress.ir.effects import may_alias, written_operand
+from fxcompress.ir.effects import may_alias, written_operand, written_statistics
 from fxcompress.ir.inputs import Inputs
 
 
@@ -25,6 +25,7 @@ class Aliases(Analysis):
             target = written_operand(node)
             if target is not None:
                 written.append(target)
+            written += written_statistics(node)
         self._written = {self._find(node) for node in written}
 
     def is_written(self, node: Node) -> bool:

@@ -12,6 +12,7 @@ from torch.fx.node import _side_effectful_functions
 from fxcompress.ir.ops import Trait
 from fxcompress.ir.view import module_of, spec_of, view
 
+_VIEWS = ("T", "mT", "H", "mH", "real", "imag", "data", "grad")  # attributes of a tensor that are views of it
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
@@ -29,6 +30,8 @@ def effect_of(node: Node) -> str | None:
         if isinstance(module, _NORMS) and module.training and module.track_running_stats:
             return "it updates running statistics"
         return "it draws random numbers" if is_random(node) else None
+    if written_statistics(node):
+        return "it updates running statistics"
     if is_random(node):
         return "it draws random numbers"
     if node.op == "call_function" and node.target in _side_effectful_functions:
@@ -41,12 +44,22 @@ def effect_of(node: Node) -> str | None:
 def is_random(node: Node) -> bool:
     """Whether a node draws random numbers: dropout in training mode, ``torch.rand`` and the like."""
     spec = spec_of(node)
+    if spec is not None and spec.kind in ("attention", "multihead_attention", "recurrent"):
+        return _has_dropout(node)
     if spec is None or Trait.RANDOM not in spec.traits:
         return spec is None and node.op == "call_function" and not _is_torch(node)
     op = view(node)
     if op is None or "training" not in op.operands:
         return True
     return bool(op["training"])
+
+
+def _has_dropout(node: Node) -> bool:
+    """Whether an attention or a recurrent layer drops elements now."""
+    op = view(node)
+    if op is None:
+        return True
+    return op.module.training and getattr(op.module, "dropout", 0.0) != 0 if op.module is not None else op["dropout_p"] != 0
 
 
 def _is_torch(node: Node) -> bool:
@@ -72,6 +85,14 @@ def written_operand(node: Node) -> Node | None:
     return first if looks_in_place or node.kwargs.get("inplace") is True else None
 
 
+def written_statistics(node: Node) -> list[Node]:
+    """The running statistics that a functional norm updates: ``F.batch_norm(x, mean, var, training=True)``."""
+    op = view(node, "batch_norm", "instance_norm") if node.op == "call_function" else None
+    if op is None or op["training" if op.kind == "batch_norm" else "use_input_stats"] is False:
+        return []
+    return [op[name] for name in ("running_mean", "running_var") if isinstance(op[name], Node)]
+
+
 def may_alias(node: Node) -> list[Node]:
     """The operands with which the value of ``node`` may share memory."""
     written = written_operand(node)
@@ -80,6 +101,8 @@ def may_alias(node: Node) -> list[Node]:
         return list(node.all_input_nodes) if node.op.startswith("call_") else []
     if Trait.VIEW in spec.traits:
         return list(node.all_input_nodes)[:1]
+    if spec.kind == "getattr" and node.args[1] in _VIEWS:
+        return list(node.all_input_nodes)
     return [] if written is None else [written]
 
 

@@ -43,7 +43,7 @@ class Inputs:
             what = "None" if example_inputs is None else f"{type(example_inputs).__name__} without a tensor"
             raise InputError(
                 f"example_inputs is {what}",
-                hint="pass what the model's forward takes, e.g. torch.randn(1, 3, 224, 224), a tuple of arguments or a dict of keyword arguments",
+                hint="pass what forward takes, e.g. torch.randn(1, 3, 224, 224), a tuple of arguments or a dict of keyword arguments",
             )
         if forward is not None:
             try:

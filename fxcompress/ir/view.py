@@ -54,6 +54,8 @@ class Op:
             return True
         if self.node.op != "call_module" and name.endswith("_") and not name.endswith("__"):
             return True
+        if isinstance(self.module, (nn.AlphaDropout, nn.FeatureAlphaDropout)):
+            return False  # torch's forward of these two ignores their inplace
         return bool(self.operands.get("inplace", False))
 
 
