@@ -4,18 +4,44 @@
 >>> print(small.report)  # doctest: +SKIP
 """
 
+from __future__ import annotations
+
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from fxcompress import errors
-from fxcompress.api import compress, trace
-from fxcompress.ir.inputs import Inputs
-from fxcompress.pipeline import Pass, PassContext, PassResult, Pipeline, Property, Remark, RulePass, Semantics
-from fxcompress.report import Report
-from fxcompress.result import load
-from fxcompress.rewrite import Rule, Rules
-from fxcompress.storage import save
+
+if TYPE_CHECKING:
+    from fxcompress.api import compress, trace
+    from fxcompress.ir.inputs import Inputs
+    from fxcompress.pipeline import Pass, PassContext, PassResult, Pipeline, Property, Remark, RulePass, Semantics
+    from fxcompress.report import Report
+    from fxcompress.result import load
+    from fxcompress.rewrite import Rule, Rules
+    from fxcompress.storage import save
 
 __version__ = version("fxcompress")
+
+# Names are imported when they are first used: the command line shows its help without importing torch.
+_HOMES = {
+    "Inputs": "fxcompress.ir.inputs",
+    "Pass": "fxcompress.pipeline",
+    "PassContext": "fxcompress.pipeline",
+    "PassResult": "fxcompress.pipeline",
+    "Pipeline": "fxcompress.pipeline",
+    "Property": "fxcompress.pipeline",
+    "Remark": "fxcompress.pipeline",
+    "Report": "fxcompress.report",
+    "Rule": "fxcompress.rewrite",
+    "RulePass": "fxcompress.pipeline",
+    "Rules": "fxcompress.rewrite",
+    "Semantics": "fxcompress.pipeline",
+    "compress": "fxcompress.api",
+    "load": "fxcompress.result",
+    "save": "fxcompress.storage",
+    "trace": "fxcompress.api",
+}
 
 __all__ = [
     "Inputs",
@@ -36,3 +62,15 @@ __all__ = [
     "save",
     "trace",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fxcompress' has no attribute '{name}'")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,8 +17,7 @@ from fxcompress.analysis.cost import weight_cost
 from fxcompress.capture import Captured, capture
 from fxcompress.errors import EquivalenceError, InputError, TargetError
 from fxcompress.ir.inputs import Inputs
-from fxcompress.pipeline import Pass, Pipeline, Run, StepRecord, numbers
-from fxcompress.pipeline import registry
+from fxcompress.pipeline import Pass, Pipeline, Run, StepRecord, numbers, registry
 from fxcompress.pipeline.base import Property
 from fxcompress.pipeline.options import build
 from fxcompress.report import Accuracy, Candidate, GraphPair, Measured, MissedLine, PassLine, Report, environment, graph_view
@@ -26,10 +25,7 @@ from fxcompress.result import in_parts, whole
 from fxcompress.targets.registry import lookup, names
 from fxcompress.targets.timing import Timing, interleaved
 
-REWRITES = (
-    "functionalize,fold-constants,raise-layers,drop-noops,cse,dead-code,"
-    "fold-norm,fuse"
-)
+REWRITES = "functionalize,fold-constants,raise-layers,drop-noops,cse,dead-code,fold-norm,fuse"
 """The passes of ``compress`` before lowering: all keep the function."""
 
 ORIGINAL, REWRITTEN = "original", "rewritten"
@@ -87,7 +83,9 @@ def compress(
         FxCompressError: every error of the library; see :mod:`fxcompress.errors`.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"model is {type(model).__name__}, not a torch.nn.Module", hint="pass the module itself, e.g. torchvision.models.resnet18()")
+        raise InputError(
+            f"model is {type(model).__name__}, not a torch.nn.Module", hint="pass the module itself, e.g. torchvision.models.resnet18()"
+        )
     if model.training:
         raise InputError("the model is in training mode", hint="call model.eval() first; dropout and batch norm behave differently there")
     began = time.perf_counter()
@@ -229,7 +227,8 @@ class _Work:
             capture=self.captured.step,
             capture_notes=self.captured.notes,
             before=_measured(self.model, self.before, self.original),
-            after=_measured(form.captured.module, after, form.timing),
+            # An engine keeps the weights in a file of its own; they are those of the rewritten graph.
+            after=_measured(self.forms[REWRITTEN].captured.module, after, form.timing),
             target=form.name,
             inputs=", ".join("x".join(map(str, t.shape)) for t in self.inputs.tensors()),
             environment=environment(str(first.device)),

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from fxcompress.ir.edit import own, set_parameter
+from fxcompress.ir.edit import own
 from fxcompress.ir.view import view
+from fxcompress.passes.weights import LAYERS, scale_outputs, unfit
 from fxcompress.pipeline import Property, RulePass
 from fxcompress.rewrite import Rule, Scope, reads, single_reader
-
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def check(match: LayerThenNorm, scope: Scope) -> str | None:
     rank = 2 if isinstance(layer, nn.Linear) else len(layer.weight.shape)  # type: ignore[arg-type]
     if shape is None or len(shape) != rank:
         return f"axis 1 of '{match.layer.name}' is not known to be the output channels of the layer"
-    return None
+    return unfit(layer, *scale_and_shift(norm))
 
 
 def fixed_statistics(norm: Any) -> str | None:
@@ -72,25 +71,6 @@ def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
         scale = scale * norm.weight.detach().double()
     shift = -mean * scale
     return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
-
-
-def scale_outputs(layer: Any, scale: Tensor, shift: Tensor) -> None:
-    """Give a private layer the parameters of ``scale * layer(x) + shift``; both (C_out,), float64."""
-    weight = layer.weight.detach().double()
-    if isinstance(layer, nn.modules.conv._ConvTransposeNd):  # weight (C_in, C_out / groups, ...)
-        grouped = weight.reshape(layer.groups, -1, *weight.shape[1:])
-        per_group = scale.reshape(layer.groups, 1, -1, *[1] * (weight.dim() - 2))
-        new = (grouped * per_group).reshape(weight.shape)
-    else:
-        new = weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
-    bias = shift if layer.bias is None else layer.bias.detach().double() * scale + shift
-    set_parameter(layer, "weight", new.to(layer.weight.dtype).contiguous(memory_format=_format(layer.weight)))
-    set_parameter(layer, "bias", bias.to(layer.weight.dtype))
-
-
-def _format(weight: Tensor) -> torch.memory_format:
-    last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def fold(match: LayerThenNorm, scope: Scope) -> str:

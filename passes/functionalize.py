@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
-from fxcompress.ir.edit import Editor
+from fxcompress.analysis import Shapes
+from fxcompress.ir.edit import Editor, own
 from fxcompress.ir.effects import may_alias, written_operand
 from fxcompress.ir.ops import table
 from fxcompress.ir.view import Op, view
@@ -41,7 +42,7 @@ class Functionalize(Pass):
             target = written_operand(node)
             if target is None:
                 continue
-            reason = _obstacle(node, target, place)
+            reason = _obstacle(node, target, place, ctx.analyses.get(Shapes))
             remarks.append(Remark.on(node, f"in place: {reason or 'written to a new tensor'}", applied=reason is None))
             if reason is None:
                 _rewrite(node, target, editor, place)
@@ -51,10 +52,12 @@ class Functionalize(Pass):
         return PassResult(module, changed, remarks=tuple(remarks))
 
 
-def _obstacle(node: Node, target: Node, place: dict[Node, int]) -> str | None:
+def _obstacle(node: Node, target: Node, place: dict[Node, int], shapes: Shapes) -> str | None:
     """Why the in-place ``node`` must stay, or None."""
-    if _plain_form(node) is None:
+    if node.op != "call_module" and _plain_form(node) is None:
         return "this operation has no form that is not in place"
+    if _promotes(node, shapes):
+        return "it keeps its dtype, which the form that is not in place may not"
     group = _memory(target, node)
     if any(member.op == "get_attr" for member in group):
         return "it writes to a buffer of the model"
@@ -63,6 +66,12 @@ def _obstacle(node: Node, target: Node, place: dict[Node, int]) -> str | None:
         if later:
             return f"'{member.name}' shares its memory and is read later by '{later[0].name}'"
     return None
+
+
+def _promotes(node: Node, shapes: Shapes) -> bool:
+    """Whether an operand has another dtype than the one that is written: ``x.add_(y)`` has the dtype of ``x``, ``x + y`` the wider one."""
+    dtypes = {shapes.dtype(used) for used in node.all_input_nodes if shapes.shape(used) is not None}
+    return len(dtypes) > 1
 
 
 def _memory(node: Node, writer: Node) -> set[Node]:
@@ -79,11 +88,8 @@ def _memory(node: Node, writer: Node) -> set[Node]:
 
 def _plain_form(node: Node) -> Callable[..., Any] | str | None:
     """The function or method that computes the same without writing in place."""
-    op = view(node)
-    if op is None:
+    if view(node) is None:
         return None
-    if op.node.op == "call_module":
-        return _module_form(op)
     if node.op == "call_method":
         name = str(node.target).rstrip("_")
         return name if name in table().methods else None
@@ -96,29 +102,18 @@ def _plain_form(node: Node) -> Callable[..., Any] | str | None:
     return found if found in table().functions else None
 
 
-def _module_form(op: Op) -> Callable[..., Any] | None:
-    """The function of F that has the module's operands."""
-    found = getattr(F, op.kind, None)
-    return found if callable(found) and table().functions.get(found) in (op.spec, table().functions.get(found)) else None
-
-
 def _rewrite(node: Node, target: Node, editor: Editor, place: dict[Node, int]) -> None:
-    plain = _plain_form(node)
-    op = view(node)
-    assert plain is not None and op is not None
     later = [user for user in target.users if place[user] > place[node]]
-    if node.op == "call_module":
-        kwargs = {name: value for name, value in op.operands.items() if name not in ("input", "inplace")}
-        new = editor.call_function(plain, (target,), kwargs, before=node, of=[node])  # type: ignore[arg-type]
-        place[new] = place[node]
-        editor.replace(node, new)
+    if node.op == "call_module":  # the module stays what it is: AlphaDropout has no other name, and train() must reach it
+        own(node, editor).inplace = False  # type: ignore[assignment]
     else:
+        plain, op = _plain_form(node), view(node)
+        assert plain is not None and op is not None
         node.target = plain
         node.kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
         _drop_inplace_argument(node, op)
-        new = node
     for user in later:
-        user.replace_input_with(target, new)
+        user.replace_input_with(target, node)
 
 
 def _drop_inplace_argument(node: Node, op: Op) -> None:

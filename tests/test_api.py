@@ -19,7 +19,9 @@ from fxcompress import Pass, PassResult, RulePass, errors
 
 
 def small():
-    return randomized(nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(280, 5)))
+    return randomized(
+        nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(280, 5))
+    )
 
 
 class Keywords(nn.Module):
@@ -193,7 +195,9 @@ def test_no_extra_is_needed(monkeypatch):
     import importlib.util
 
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in ("openvino", "onnxruntime", "onnx") else real(name, *a))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name in ("openvino", "onnxruntime", "onnx") else real(name, *a)
+    )
     result = fxcompress.compress(small(), image())
     assert result.report.target in ("cpu", "rewritten")
     assert "pip install" in str(result.report)

@@ -25,7 +25,9 @@ def test_other_sizes_compile_again():
 
 def test_options():
     model = small()
-    compiled = torch.compile(model, backend="fxcompress", options={"pipeline": "functionalize,fold-norm", "target": "none", "verify": False})
+    compiled = torch.compile(
+        model, backend="fxcompress", options={"pipeline": "functionalize,fold-norm", "target": "none", "verify": False}
+    )
     with torch.inference_mode():
         torch.testing.assert_close(compiled(image()), model(image()), rtol=1e-4, atol=1e-4)
 

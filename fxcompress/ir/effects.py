@@ -13,6 +13,7 @@ from fxcompress.ir.ops import Trait
 from fxcompress.ir.view import module_of, spec_of, view
 
 _VIEWS = ("T", "mT", "H", "mH", "real", "imag", "data", "grad")  # attributes of a tensor that are views of it
+_WRITING_OPERATORS = (operator.setitem, operator.ipow, operator.imod, operator.ifloordiv, operator.iand, operator.ior, operator.ixor)
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
@@ -75,7 +76,7 @@ def written_operand(node: Node) -> Node | None:
     if isinstance(out, Node):
         return out
     first = node.args[0] if node.args and isinstance(node.args[0], Node) else None
-    if node.op == "call_function" and node.target is operator.setitem:
+    if node.op == "call_function" and node.target in _WRITING_OPERATORS:
         return first
     op = view(node)
     if op is not None:

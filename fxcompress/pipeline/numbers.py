@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from fxcompress.ir.effects import written_operand
-from fxcompress.analysis import Aliases
 from fxcompress.ir.inputs import Inputs
 
 FLOAT64_TOLERANCE = 1e-9  # relative to the largest value of an output
@@ -127,11 +125,3 @@ def evaluate(module: nn.Module, inputs: Inputs) -> Any:
     with torch.no_grad(), torch.random.fork_rng(devices=sorted({d.index or 0 for d in devices})):
         torch.manual_seed(0)
         return inputs.clone().call(module)
-
-
-def _writes_state(module: nn.Module, inputs: Inputs) -> bool:
-    """Whether a call of the graph changes a buffer or a parameter of it."""
-    if not isinstance(module, GraphModule):
-        return False
-    aliases = Aliases.of(module, inputs)
-    return any(aliases.is_written(node) for node in module.graph.nodes if node.op == "get_attr")

@@ -24,9 +24,12 @@ def split(text: str) -> Iterator[str]:
     Raises:
         PipelineError: a bracket or quote is not closed.
     """
-    depth, quote, part = 0, "", ""
+    depth, quote, part, escaped = 0, "", "", False
     for char in text:
-        if quote:
+        if escaped:
+            escaped = False
+        elif quote:
+            escaped = char == "\\"
             quote = "" if char == quote else quote
         elif char in "'\"":
             quote = char
@@ -78,14 +81,20 @@ def build(kind: type[Pass], options: dict[str, str]) -> Pass:
 
 
 def _convert(text: str, hint: Any, where: str) -> Any:
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-    converted = _fit(value, hint)
+    converted = _fit(_read(text), hint)
     if converted is _MISFIT:
         raise PipelineError(f"{where}: {text!r} is not of type {getattr(hint, '__name__', hint)}")
     return converted
+
+
+def _read(text: str) -> Any:
+    """A Python literal, a list of values in square brackets, or a bare word."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        if text.startswith("[") and text.endswith("]"):
+            return [_read(item) for item in split(text[1:-1]) if item]
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
 _MISFIT = object()

@@ -104,7 +104,7 @@ class Pipeline(Pass):
             PassError: a pass raised. DishonestPassError: a pass misreported its change. GraphError: it left a broken
             graph. EquivalenceError: it changed the numbers. All name the pass and the way to reproduce the failure.
         """
-        frame = _Frame(module, inputs, verify)
+        frame = Frame(module, inputs, verify=verify)
         for step in self.passes:
             on_step(str(step))
             frame.apply(step)
@@ -124,10 +124,11 @@ def _check_order(passes: Iterable[Pass], given: frozenset[Property]) -> None:
         have.update(dict.fromkeys(step.establishes, step.name))
 
 
-class _Frame:
-    """One run of a pipeline."""
+class Frame:
+    """One run of a pipeline. ``reproduce``: write a script when it fails."""
 
-    def __init__(self, module: GraphModule, inputs: Inputs, verify: bool) -> None:
+    def __init__(self, module: GraphModule, inputs: Inputs, *, verify: bool, reproduce: bool = True) -> None:
+        self.reproduce = reproduce
         self.start = share(module)
         self.module = share(module)
         self.inputs = inputs
@@ -158,7 +159,7 @@ class _Frame:
         try:
             return self.prover.finish()
         except FxCompressError as failure:
-            failure.add_note(write_reproducer(self.start, self.inputs, self.done))
+            self._note_script(failure, self.done)
             raise
 
     def _check_honesty(self, step: Pass, result: PassResult) -> None:
@@ -174,4 +175,8 @@ class _Frame:
         """Add to an error where it happened and how to see it again."""
         before = ",".join(str(p) for p in self.done)
         failure.add_note(f"in pass '{step}'" + (f" after '{before}'" if before else ""))
-        failure.add_note(write_reproducer(self.start, self.inputs, [*self.done, step]))
+        self._note_script(failure, [*self.done, step])
+
+    def _note_script(self, failure: FxCompressError, passes: list[Pass]) -> None:
+        if self.reproduce:
+            failure.add_note(write_reproducer(self.start, self.inputs, passes))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 
-from fxcompress.errors import EquivalenceError, FxCompressError
+from fxcompress.errors import EquivalenceError, FxCompressError, GraphError
 from fxcompress.ir.edit import share
 from fxcompress.ir.inputs import Inputs
 from fxcompress.ir.verify import neighbourhood, source_line
@@ -58,11 +58,17 @@ class Prover:
         """Compare ``module`` with the step before; returns the relative difference.
 
         Raises:
-            EquivalenceError: it is larger than the semantics of ``step`` allow.
+            EquivalenceError: it is larger than the semantics of ``step`` allow. GraphError: it does not run.
         """
         if not self.enabled:
             return None
-        output = numbers.evaluate(module, self.inputs)
+        try:
+            output = numbers.evaluate(module, self.inputs)
+        except Exception as error:  # whatever the operations raise that the pass has put there
+            reason = str(error).strip().splitlines()
+            raise GraphError(
+                f"pass '{step}' left a graph that does not run: {type(error).__name__}: {reason[0] if reason else ''}"
+            ) from error
         difference = numbers.compare(self.last, output)
         if step.semantics is Semantics.LOSSY:
             self.lossy, self.twin_open = True, False

@@ -1,9 +1,10 @@
 """Whole float32 graphs as partitions of oneDNN Graph, which is part of torch: :class:`OneDnnGraph`.
 
-Every operator call of torch builds a oneDNN primitive descriptor anew (about 25 us), and passes activations in channels_last.
+Every operator call of torch builds a oneDNN primitive descriptor anew (about 25 us) and passes activations in channels_last.
 oneDNN Graph compiles each partition once for one shape and keeps its own blocked layout between partitions. Against the same
-graph of packed modules, one thread, batch 1: mobilenet_v2, efficientnet_b0, regnet_y_400mf, shufflenet_v2, mobilenet_v3 run
-1.4 to 1.6 times faster; resnet18, densenet121 1.1; transformers 1.0. Compiling takes 0.3 to 2 s and needs no compiler.
+graph of packed modules (one thread, batch 1, AVX-512): mobilenet_v2, mobilenet_v3, efficientnet_b0, regnet_y_400mf and
+shufflenet_v2 run 1.3 to 1.55 times faster, resnet50, deeplabv3_mobilenet_v3 1.2, resnet18, convnext_tiny, densenet121 1.1, vit_b_16
+1.0. Compiling takes 0.3 to 2 s and needs no compiler.
 
 torch reaches it through TorchScript alone (``torch.jit.enable_onednn_fusion``), which is deprecated but present in torch 2.11 to 2.15;
 :func:`onednn_graph_missing` tells when it is gone, and the module then runs its graph as it is.

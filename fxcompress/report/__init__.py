@@ -1,0 +1,31 @@
+"""Reports: what was done to a model and what it brought, as data, plain text, Markdown, JSON and HTML."""
+
+from fxcompress.report.environment import environment
+from fxcompress.report.graphs import graph_view
+from fxcompress.report.model import (
+    Accuracy,
+    Candidate,
+    Environment,
+    GraphPair,
+    GraphView,
+    Measured,
+    MissedLine,
+    NodeView,
+    PassLine,
+    Report,
+)
+
+__all__ = [
+    "Accuracy",
+    "Candidate",
+    "Environment",
+    "GraphPair",
+    "GraphView",
+    "Measured",
+    "MissedLine",
+    "NodeView",
+    "PassLine",
+    "Report",
+    "environment",
+    "graph_view",
+]

@@ -1,0 +1,118 @@
+"""The suite notices broken passes: each mutation below is found by ``oracle.check`` on a known network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from counterexamples import KNOWN
+from networks import Net, step
+from oracle import check, establishing, make
+
+from fxcompress.analysis import Aliases
+from fxcompress.errors import FxCompressError
+from fxcompress.passes import cse, drop_noops, fold_norm, fold_norm_before, functionalize, fuse, merge_chain
+from fxcompress.pipeline import Pipeline
+from fxcompress.rewrite import rules
+
+_CONV = {"cin": 3, "cout": 3, "kernel": 3, "padding": 1}
+_IN = ((3, 7, 5),)
+CONV_NORM = Net(_IN, (step("conv", 0, **_CONV), step("bn", 1, n=3)), 2)
+CONV_RELU_TWICE = Net(_IN, (step("conv", 0, **_CONV), step("fn", 1, name="relu"), step("binary", 1, 2, name="mul")), 3)
+STATISTICS_OF_THE_BATCH = Net(_IN, (step("conv", 0, **_CONV), step("bn", 1, n=3)), 2, train=True)
+
+real_scale_and_shift = fold_norm.scale_and_shift
+
+
+def without_eps(norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    scale = norm.running_var.double().rsqrt() * norm.weight.detach().double()
+    return scale, norm.bias.detach().double() - norm.running_mean.double() * scale
+
+
+def swapped(norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return real_scale_and_shift(norm)[::-1]
+
+
+def without_mean(norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return real_scale_and_shift(norm)[0], norm.bias.detach().double()
+
+
+def in_single_precision(norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    scale, shift = real_scale_and_shift(norm)
+    return scale.float().double(), shift.float().double()
+
+
+def in_place(layer: Any, name: str, value: torch.Tensor | None) -> None:
+    if value is not None and getattr(layer, name) is not None:
+        getattr(layer, name).data.copy_(value)
+    elif value is not None:
+        layer.register_parameter(name, torch.nn.Parameter(value))
+
+
+def not_private(node: Any, editor: Any) -> Any:
+    return editor.module.get_submodule(str(node.target))
+
+
+def nothing(*args: Any) -> None:
+    return None
+
+
+MUTATIONS = {
+    "no eps": (fold_norm, "scale_and_shift", without_eps, "fold-norm", CONV_NORM),
+    "scale and shift swapped": (fold_norm, "scale_and_shift", swapped, "fold-norm", CONV_NORM),
+    "mean forgotten": (fold_norm, "scale_and_shift", without_mean, "fold-norm", CONV_NORM),
+    "folded in float32": (fold_norm, "scale_and_shift", in_single_precision, "fold-norm", CONV_NORM),
+    "norm before: swapped": (fold_norm_before, "scale_and_shift", swapped, "fold-norm-before", KNOWN["norm before a reflect-padded conv"]),
+    "norm before a zero-padded conv": (
+        fold_norm_before,
+        "shift_obstacle",
+        nothing,
+        "fold-norm-before",
+        KNOWN["norm before a zero-padded conv"],
+    ),
+    "a norm in training mode": (fold_norm, "fixed_statistics", nothing, "fold-norm", STATISTICS_OF_THE_BATCH),
+    "the conv has another reader": (fold_norm, "single_reader", lambda a, b: True, "fold-norm", KNOWN["one conv, two norms"]),
+    "a shared conv is changed": (fold_norm, "own", not_private, "fold-norm", KNOWN["one conv called twice, one norm"]),
+    "tied weights are changed": (
+        "fxcompress.passes.weights",
+        "set_parameter",
+        in_place,
+        "fold-norm",
+        KNOWN["tied weights, different norms"],
+    ),
+    "views read after a write": (
+        functionalize,
+        "_obstacle",
+        nothing,
+        "functionalize",
+        KNOWN["a view, a write to its source, a read of the view"],
+    ),
+    "a write whose source is read": (
+        functionalize,
+        "_obstacle",
+        nothing,
+        "functionalize",
+        KNOWN["a view, a write to the view, a read of its source"],
+    ),
+    "rules touch what is written": (Aliases, "is_written", lambda self, node: False, "drop-noops", KNOWN["a copy of what is written"]),
+    "in-place nodes are dead": (rules, "effect_of", nothing, "dead-code", KNOWN["a write that nobody reads, seen through a view"]),
+    "norms in training mode are dead": (rules, "effect_of", nothing, "dead-code", KNOWN["norm in training mode, nobody reads it"]),
+    "random numbers are the same": (cse, "effect_of", nothing, "cse", KNOWN["dropout twice on one value"]),
+    "dropout in training mode is nothing": (drop_noops, "is_random", lambda node: False, "drop-noops", KNOWN["dropout twice on one value"]),
+    "the layer has another reader": (fuse, "single_reader", lambda a, b: True, "fuse", CONV_RELU_TWICE),
+    "the first conv's bias at the border": (merge_chain, "shift_obstacle", nothing, "merge-chain", KNOWN["pointwise convs in a row"]),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_broken_pass_is_noticed(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    where, name, replacement, of, net = MUTATIONS[mutation]
+    pipeline = Pipeline(tuple(make(n) for n in establishing(of)))
+    check(pipeline, net)
+    if isinstance(where, str):
+        monkeypatch.setattr(f"{where}.{name}", replacement)
+    else:
+        monkeypatch.setattr(where, name, replacement)
+    with pytest.raises((AssertionError, FxCompressError, RuntimeError)):
+        check(pipeline, net)
