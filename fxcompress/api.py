@@ -25,8 +25,14 @@ from fxcompress.result import in_parts, whole
 from fxcompress.targets.registry import lookup, names
 from fxcompress.targets.timing import Timing, interleaved
 
-REWRITES = "functionalize,fold-constants,raise-layers,drop-noops,cse,dead-code,fold-norm,fuse"
+REWRITES = (
+    "functionalize,drop-noops,fold-constants,raise-layers,cse,dead-code,"
+    "fold-norm,fold-norm-before,fold-scale,merge-branches,fold-scale,merge-chain,merge-parallel,fuse"
+)
 """The passes of ``compress`` before lowering: all keep the function."""
+
+NATIVE = ("cpu", "onednn-graph")
+"""Both ways to run the native kernels; ``target="cpu"`` races them."""
 
 ORIGINAL, REWRITTEN = "original", "rewritten"
 
@@ -110,7 +116,10 @@ def _pipeline(given: str | Pass | None) -> Pipeline:
         return Pipeline.parse(given)
     if isinstance(given, Pass):
         return Pipeline((given,))
-    raise InputError(f"pipeline is a {type(given).__name__}", hint='pass text such as "fold-norm,fuse", a Pass or a Pipeline')
+    raise InputError(
+        f"pipeline is a {type(given).__name__}",
+        hint='pass text such as "fold-norm,fuse", a Pass or a Pipeline',
+    )
 
 
 def _candidates(target: str, steps: Pipeline) -> list[str]:
@@ -121,7 +130,7 @@ def _candidates(target: str, steps: Pipeline) -> list[str]:
             raise TargetError(f"target '{target}' cannot be used: {missing}")
     if target == "none" or any(Property.LOWERED in step.establishes for step in steps.passes):
         return []
-    return names() if target == "auto" else [target]
+    return names() if target == "auto" else list(NATIVE) if target == "cpu" else [target]
 
 
 @dataclass

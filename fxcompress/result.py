@@ -12,11 +12,12 @@ from fxcompress.errors import ArchiveError
 from fxcompress.report import Report
 from fxcompress.storage import load as load_graph
 from fxcompress.storage import save
+from fxcompress.targets.accelerated import AcceleratedGraph
 
 _REPORT = "fxcompress_report"
 
 
-class Compressed(GraphModule):
+class Compressed(AcceleratedGraph):
     """A compressed model: an ordinary module with the signature of the original, its report, and a way to a file."""
 
     @property

@@ -108,7 +108,8 @@ def _rewrite(node: Node, target: Node, editor: Editor, place: dict[Node, int]) -
         own(node, editor).inplace = False  # type: ignore[assignment]
     else:
         plain, op = _plain_form(node), view(node)
-        assert plain is not None and op is not None
+        assert plain is not None
+        assert op is not None
         node.target = plain
         node.kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
         _drop_inplace_argument(node, op)

@@ -154,7 +154,7 @@ def _concatenated(layers: list[Any]) -> nn.Module:
         merged.out_channels = sum(channels(layer)[1] for layer in layers)
     weight = torch.cat([layer.weight.detach() for layer in layers])
     install(merged, weight, _biases(layers), *layers)
-    return merged  # type: ignore[no-any-return]
+    return merged
 
 
 def _biases(layers: list[Any]) -> Tensor | None:

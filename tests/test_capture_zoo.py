@@ -25,6 +25,7 @@ SAMPLE = [
     "mnasnet0_5",
 ]
 SEGMENTATION = models.list_models(module=models.segmentation)
+DETECTION_SAMPLE = "fasterrcnn_mobilenet_v3_large_fpn"
 DETECTION = models.list_models(module=models.detection)
 TIMM_SAMPLE = ["resnet10t", "mobilenetv4_conv_small_035", "convnext_atto", "efficientnet_lite0"]
 TIMM = [
@@ -92,10 +93,10 @@ def test_segmentation(name: str) -> None:
     captured_whole(models.get_model(name, weights=None, weights_backbone=None), 96)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", DETECTION)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == DETECTION_SAMPLE else pytest.mark.slow) for n in DETECTION])
 def test_detection_by_parts(name: str) -> None:
-    model = models.get_model(name, weights=None, weights_backbone=None, num_classes=5).eval()
+    small = {} if name.startswith("ssd") else {"min_size": 96, "max_size": 160}
+    model = models.get_model(name, weights=None, weights_backbone=None, num_classes=5, **small).eval()
     captured = capture(model, ([torch.rand(3, 96, 128)],))
     assert captured.step == "parts"
     assert any("backbone" in part.path for part in captured.parts)

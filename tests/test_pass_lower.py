@@ -131,3 +131,65 @@ def test_a_model_in_training_mode_is_left_alone():
     run = Pipeline.parse("functionalize,lower").execute(fx.symbolic_trace(block().train()), Inputs.of(image()))
     assert not run.steps[-1].changed
     assert "training mode" in str(run.steps[-1].remarks[0])
+
+
+class Attends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x):
+        y = self.norm(x)
+        return x + self.attention(y, y, y, need_weights=False)[0]
+
+
+def test_self_attention_and_the_file(tmp_path):
+    from fxcompress.storage import load, save
+
+    model, x = Attends(), image(3, 5, 8)
+    module = lowered(model, x)
+    assert "PackedSelfAttention" in kinds_of(module)
+    assert set(module.state_dict()) == set(model.state_dict())
+    close(model, module, x)
+    save(module, tmp_path / "attention.fxc")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "attention.fxc")(x), module(x))
+
+
+def test_cross_attention_stays():
+    class Crosses(Attends):
+        def forward(self, x):
+            return self.attention(x, x + 1, x)[0]
+
+    model, x = Crosses(), image(3, 5, 8)
+    module = lowered(model, x)
+    assert "MultiheadAttention" in kinds_of(module)
+    close(model, module, x)
+
+
+def accelerated(model, x):
+    text = PASSES + "{target=onednn-graph}"
+    return Pipeline.parse(text).execute(fx.symbolic_trace(randomized(model)), Inputs.of(x)).module
+
+
+def test_onednn_graph_keeps_state_and_follows_it():
+    model = block()
+    module = accelerated(model, image())
+    assert set(module.state_dict()) == {"conv.weight", "conv.bias"}
+    for shape in [(2, 4, 7, 5), (1, 4, 9, 3), (1, 4, 9, 3), (1, 4, 9, 3)]:
+        close(model, module, image(*shape))
+    with torch.no_grad():
+        copied = copy.deepcopy(module)
+        assert torch.equal(copied(image()), module(image()))
+        before = module(image())
+        module.load_state_dict({k: v * 2 for k, v in module.state_dict().items()})
+        for _ in range(3):
+            assert not torch.equal(module(image()), before)
+        assert torch.equal(copied(image()), before)
+        torch.testing.assert_close(module(x=image()), module(image()))
+
+
+def test_onednn_graph_refuses_what_it_cannot_do():
+    with pytest.raises(TargetError):
+        accelerated(nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 4)).double(), torch.arange(4))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from typing import Self, TypeVar
 
 from torch.fx import GraphModule
@@ -10,7 +9,7 @@ from torch.fx import GraphModule
 from fxcompress.ir.inputs import Inputs
 
 
-class Analysis(ABC):
+class Analysis:
     """A fact about one graph. Made by :class:`Analyses` on first use."""
 
     def __init__(self, module: GraphModule, inputs: Inputs, analyses: Analyses) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from fxcompress.errors import PipelineError, UnknownPassError
 if TYPE_CHECKING:
     from fxcompress.pipeline.base import Pass
 
+_WORD = re.compile(r"[A-Za-z_][\w.-]*")
 _OPEN, _CLOSE = "{[(", "}])"
 
 
@@ -135,5 +137,5 @@ def _value_text(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ",".join(_value_text(item) for item in value) + "]"
     if isinstance(value, str):
-        return value if value.isidentifier() and value.lower() not in ("true", "false", "none") else repr(value)
+        return value if _WORD.fullmatch(value) and value.lower() not in ("true", "false", "none") else repr(value)
     return repr(value)

@@ -14,6 +14,7 @@ from fxcompress.errors import (
     DishonestPassError,
     FxCompressError,
     OrderError,
+    PassError,
     PipelineError,
 )
 from fxcompress.ir.edit import share
@@ -144,7 +145,7 @@ class Frame:
         try:
             result = run_pass(step, self.module, self.inputs, self.analyses)
             self._check_honesty(step, result)
-            error = self.prover.check(step, self.done, result.module) if result.changed else None
+            error = self._numbers(step, result)
         except FxCompressError as failure:
             self._explain(step, failure)
             raise
@@ -154,6 +155,16 @@ class Frame:
         self.module = result.module
         self.done.append(step)
         self.steps.extend(result.steps or (StepRecord(str(step), result.changed, time.perf_counter() - began, result.remarks, error),))
+
+    def _numbers(self, step: Pass, result: PassResult) -> float | None:
+        if not result.changed:
+            return None
+        try:
+            return self.prover.check(step, self.done, result.module)
+        except (RuntimeError, TypeError, AttributeError, ValueError, LookupError) as error:
+            if isinstance(error, FxCompressError):
+                raise
+            raise PassError(f"pass '{step}' left a graph that does not run: {type(error).__name__}: {error}") from error
 
     def finish(self) -> Proof:
         try:

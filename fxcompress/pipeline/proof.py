@@ -8,6 +8,7 @@ running them again one by one.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -184,10 +185,9 @@ def first_difference(before: GraphModule, after: GraphModule, inputs: Inputs) ->
 def _values(module: GraphModule, inputs: Inputs) -> dict[Node, Any]:
     recorder = _Recorder(module)
     with torch.no_grad():
-        try:
+        # A broken graph has still shown the values up to its fault.
+        with contextlib.suppress(RuntimeError, FxCompressError, TypeError):
             recorder.run(*inputs.clone().bind(module.graph).values())
-        except (RuntimeError, FxCompressError, TypeError):  # a broken graph has still shown the values up to its fault
-            pass
     return recorder.values
 
 

@@ -22,6 +22,7 @@ from fxcompress.errors import ArchiveError
 from fxcompress.ir.fused import FUSED, fuse
 from fxcompress.storage import functions
 from fxcompress.storage.values import is_name
+from fxcompress.targets.cpu_attention import PackedSelfAttention
 from fxcompress.targets.cpu_modules import PackedConv, PackedLinear
 from fxcompress.targets.engine import EngineModule
 
@@ -96,7 +97,12 @@ def _examples() -> dict[str, Callable[[], nn.Module]]:
     encoder, decoder = nn.TransformerEncoder, nn.TransformerDecoder
     examples["torch.nn.TransformerEncoder"] = lambda: encoder(nn.TransformerEncoderLayer(1, 1, 1), 1, enable_nested_tensor=False)
     examples["torch.nn.TransformerDecoder"] = lambda: decoder(nn.TransformerDecoderLayer(1, 1, 1), 1)
+    examples["fxcompress.PackedSelfAttention"] = _attention
     return examples
+
+
+def _attention() -> nn.Module:
+    return PackedSelfAttention(torch.empty(6, 2), None, torch.empty(2, 2), None, num_heads=1, batch_first=True)
 
 
 def _fused(plain: type[nn.Module], arguments: tuple[int, ...]) -> nn.Module:
@@ -109,6 +115,7 @@ def _class_names() -> dict[type[nn.Module], str]:
     names.update({fused: f"fxcompress.{fused.__name__}" for fused in FUSED.values()})
     for cls in (NonDynamicallyQuantizableLinear, nn.TransformerEncoder, nn.TransformerDecoder):
         names[cls] = f"torch.nn.{cls.__name__}"
+    names[PackedSelfAttention] = "fxcompress.PackedSelfAttention"
     return names | {cls: name for name, (cls, _) in _own().items()}
 
 
@@ -133,7 +140,7 @@ def _layout(name: str) -> Layout | None:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a constructor says about the example's tiny sizes
         module = example()
-    derived = BASE_ATTRIBUTES | (_RECURRENT_CACHES if isinstance(module, nn.RNNBase) else frozenset())
+    derived = BASE_ATTRIBUTES | {"_in_proj"} | (_RECURRENT_CACHES if isinstance(module, nn.RNNBase) else frozenset())
     return Layout(type(module), {key: value for key, value in vars(module).items() if key not in derived})
 
 

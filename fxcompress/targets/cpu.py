@@ -1,4 +1,7 @@
-"""The native float target: prepacked oneDNN and MKL kernels on plain tensors, without any compiler."""
+"""The native float targets: prepacked oneDNN and MKL kernels on plain tensors, without any compiler.
+
+``cpu`` runs them one by one; ``onednn-graph`` lets oneDNN Graph join them where it can.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from fxcompress.analysis import Analyses, Shapes
 from fxcompress.ir.edit import Editor, share
 from fxcompress.ir.effects import may_alias
 from fxcompress.ir.inputs import Inputs
-from fxcompress.ir.view import kind_of, spec_of
+from fxcompress.ir.view import kind_of, spec_of, view
+from fxcompress.targets.accelerated import FLAG, AcceleratedGraph
+from fxcompress.targets.cpu_attention import PackedSelfAttention, lowerable_attention
+from fxcompress.targets.cpu_graph import onednn_graph_missing
 from fxcompress.targets.cpu_kernels import kernels
 from fxcompress.targets.cpu_modules import PackedConv, PackedLinear, lowerable
 
@@ -28,15 +34,37 @@ class CpuTarget:
         return kernels().missing()
 
     def lower(self, gm: GraphModule, inputs: Inputs) -> GraphModule:
+        """See :class:`fxcompress.targets.base.Target`."""
         module = share(gm)
         shapes = Analyses(module, inputs).get(Shapes)
         outputs = _contiguous_outputs(module, shapes)
         editor = Editor(module)
         _pack_layers(module, editor)
+        _pack_attention(module, editor)
         _free_layout(module, editor)
         for node in outputs:
             _keep_contiguous(node, editor)
         editor.finish()
+        return module
+
+
+@dataclass(frozen=True)
+class OneDnnGraphTarget:
+    """The packed graph of :class:`CpuTarget`, joined by oneDNN Graph into partitions that are compiled per input shape."""
+
+    name: str = "onednn-graph"
+
+    def missing(self) -> str | None:
+        return CpuTarget().missing() or onednn_graph_missing()
+
+    def lower(self, gm: GraphModule, inputs: Inputs) -> GraphModule:
+        """See :class:`fxcompress.targets.base.Target`."""
+        packed = CpuTarget().lower(gm, inputs)
+        module = AcceleratedGraph(packed, packed.graph)
+        module.training = packed.training
+        module.meta.update(packed.meta)
+        module.meta[FLAG] = True
+        module.prepare(inputs)
         return module
 
 
@@ -51,6 +79,27 @@ def _pack_layers(module: GraphModule, editor: Editor) -> None:
         else:
             packed = PackedConv.of(layer, overwrites_residual=all(_owns_residual(node) for node in callers))
         module.set_submodule(path, packed)
+
+
+def _pack_attention(module: GraphModule, editor: Editor) -> None:
+    """Replace self-attention whose weights nobody reads; a layer whose callers do not all agree stays."""
+    for path, layer in list(module.named_modules()):
+        callers = [node for node in editor.callers(path) if node.op == "call_module"]
+        if not callers or lowerable_attention(layer) is not None or not all(map(_is_plain_self_attention, callers)):
+            continue
+        module.set_submodule(path, PackedSelfAttention.of(layer))
+        for node in callers:
+            node.args, node.kwargs = (node.all_input_nodes[0],), {}
+            for item in list(node.users):
+                editor.replace(item, node)
+
+
+def _is_plain_self_attention(node: Node) -> bool:
+    op = view(node, "multihead_attention")
+    if op is None or not op["query"] is op["key"] is op["value"]:
+        return False
+    masked = op["key_padding_mask"] is not None or op["attn_mask"] is not None or op["is_causal"]
+    return not masked and all(kind_of(user) == "getitem" and user.args[1] == 0 for user in node.users)
 
 
 def _owns_residual(node: Node) -> bool:

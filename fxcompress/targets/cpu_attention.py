@@ -28,7 +28,7 @@ class PackedSelfAttention(nn.Module):
     in_proj_weight: Tensor
     in_proj_bias: Tensor | None
     out_proj: nn.Module
-    _in_proj: tuple[Tensor | None, Tensor | None, PackedLinear | None]
+    _in_proj: tuple[Tensor | None, Tensor | None, PackedLinear | None]  # a cache; made at the first call
 
     def __init__(
         self,
@@ -46,7 +46,6 @@ class PackedSelfAttention(nn.Module):
         self.register_buffer("in_proj_bias", None if in_proj_bias is None else in_proj_bias.detach())
         self.out_proj = PackedLinear(out_proj_weight, out_proj_bias)
         self.num_heads, self.batch_first = num_heads, batch_first
-        self._in_proj = (None, None, None)
 
     @classmethod
     def of(cls, layer: nn.Module) -> Self:
@@ -79,7 +78,7 @@ class PackedSelfAttention(nn.Module):
         return self.out_proj(y)
 
     def _projection(self) -> PackedLinear:
-        weight, bias, packed = self._in_proj
+        weight, bias, packed = self.__dict__.get("_in_proj", (None, None, None))
         if packed is None or weight is not self.in_proj_weight or bias is not self.in_proj_bias:
             packed = PackedLinear(self.in_proj_weight, self.in_proj_bias)
             # a tuple, so that it is no submodule: its tensors are the buffers of this module
