@@ -223,14 +223,14 @@ def _same_state(it: Case, at: int, buffers: dict[str, Tensor], tolerance: float 
 
 
 def _settles(pipeline: Pipeline, module: fx.GraphModule, inputs: Inputs) -> None:
-    """Running it again comes to rest: at the latest the third run changes nothing."""
-    for _ in range(2):
+    """Running it again comes to rest: one pass in the third run at the latest; of several, each may make work for another."""
+    for _ in range(2 if len({step.name for step in pipeline.passes}) <= 2 else 8):
         again = pipeline.execute(module, inputs, verify=False)
         module = again.module
         if not any(s.changed for s in again.steps):
             return
     changing = [s.text for s in again.steps if s.changed]
-    raise Broken(f"'{pipeline}' never comes to rest: {changing} changed the graph in the third run: {again.steps[-1].remarks}")
+    raise Broken(f"'{pipeline}' never comes to rest: {changing} still change the graph")
 
 
 def _check_lowered(pipeline: Pipeline, net: Net, feed: Feed, verify: bool) -> None:

@@ -13,7 +13,9 @@ from torch import Tensor, fx, nn
 
 from fxcompress.capture import Captured, capture
 from fxcompress.capture.check import compare
+from fxcompress.capture.exporter import export
 from fxcompress.errors import InputError
+from fxcompress.ir.inputs import Inputs
 
 
 def modules(graph: nn.Module) -> list[type]:
@@ -77,15 +79,9 @@ def test_signature_is_kept() -> None:
         plain.module(x, scale=3.0)
     with pytest.raises(InputError, match="more"):
         plain.module(x, x)
-    everything = capture(model, fxcompress_inputs((x, x + 1), {"scale": 3.0, "mask": x, "bias": x}))
+    everything = capture(model, Inputs((x, x + 1), {"scale": 3.0, "mask": x, "bias": x}))
     y = torch.randn(3, 4)
     same(model, everything, y, y * 2, scale=3.0, mask=y, bias=y + 3)
-
-
-def fxcompress_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    from fxcompress.ir.inputs import Inputs
-
-    return Inputs(args, kwargs)
 
 
 @pytest.mark.parametrize("kind", ["dict", "ordered", "named", "dataclass", "size"])
@@ -179,9 +175,6 @@ def test_export_takes_over_and_comes_back_in_the_same_dialect() -> None:
 
 
 def test_exporter_alone() -> None:
-    from fxcompress.capture.exporter import export
-    from fxcompress.ir.inputs import Inputs
-
     for model, x in ((cm.seeded(cm.CustomFunction), torch.randn(1, 3, 8, 8)), (cm.seeded(cm.Functional), torch.randn(2, 3, 8, 8))):
         graph = export(model, Inputs.of(x))
         y = torch.randn(3, 3, 12, 10)

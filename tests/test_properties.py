@@ -58,7 +58,7 @@ def test_pass(name: str, net: Net, feed: Feed) -> None:
     check(pipeline(name), net, feed)
 
 
-@settings(max_examples=80)
+@settings(max_examples=150)
 @given(steps=pipelines(), net=networks(), feed=feeds(), verify=st.booleans())
 def test_pipeline(steps: Pipeline, net: Net, feed: Feed, verify: bool) -> None:
     check(steps, net, feed, verify=verify)

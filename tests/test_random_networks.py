@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import torch
 from drawing import Feed, feeds, networks
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from networks import Net
 from oracle import case, run, same
-from torch import fx, nn
+from torch import fx
 
 from fxcompress.capture import capture
+from fxcompress.errors import UnsupportedModelError
 from fxcompress.ir.inputs import Inputs
 from fxcompress.storage import load, save
 
@@ -21,19 +21,18 @@ from fxcompress.storage import load, save
 @given(net=networks(), feed=feeds())
 def test_capture(net: Net, feed: Feed) -> None:
     """The captured graph is the model, at any batch size, bit for bit."""
+    assume(all(one.op != "counter" for one in net.steps))  # buffers that a call changes are refused
     it = case(net, feed)
     before = it.state()
-    module = capture(it.model, Inputs(it.feeds[0])).module
+    try:
+        module = capture(it.model, Inputs(it.feeds[0])).module
+    except UnsupportedModelError:  # dropout as a function, which eval() would not reach
+        assert net.train
+        return
     assert isinstance(module, fx.GraphModule)
     for x, want in zip(it.feeds, it.outputs, strict=True):
         same(want, run(module, x)[0], None, f"output for batch {len(x[0])}")
-    after = it.state()
-    same(
-        {k: v for k, v in before.items() if isinstance(v, torch.Tensor)},
-        {k: v for k, v in after.items() if isinstance(v, torch.Tensor)},
-        None,
-    )
-    assert [type(m) for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] is not None
+    same(before, it.state(), None, "the model")
 
 
 @settings(max_examples=60)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, fx, nn
 
-from fxcompress.capture.functional import raise_functional
+from fxcompress.ir.functional import raise_functional
 
 
 def assemble(root: nn.Module, graph: fx.Graph, constants: Mapping[str, Tensor], ranks: Mapping[fx.Node, int]) -> fx.GraphModule:

@@ -20,9 +20,13 @@ def expect_constant(value: Any, expected: Any, name: str) -> None:
         return
     if isinstance(value, torch.Tensor) or type(value) is not type(expected) or value != expected:
         raise InputError(
-            f"argument '{name}' was {expected!r} when the model was captured; this call passes {type(value).__name__}",
+            f"argument '{name}' was {expected!r} when the model was captured; this call passes {_shown(value)}",
             hint=f"leave '{name}' out, or capture the model again with an example of it in example_inputs",
         )
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:80] if isinstance(value, (int, float, str)) else type(value).__name__
 
 
 fx.node.has_side_effect(expect_constant)

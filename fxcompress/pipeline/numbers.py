@@ -102,6 +102,12 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return bool(torch.equal(a, b))
 
 
+def is_zero(output: Any) -> bool:
+    """Whether every tensor of an output is zero everywhere, as that of a head that was never trained."""
+    tensors = [leaf for leaf in leaves(output) if isinstance(leaf, Tensor)]
+    return bool(tensors) and not any(t.any() for t in tensors)
+
+
 def _keeps_state(module: nn.Module) -> bool:
     """Whether a call may change the module: statistics in training mode, or a buffer written in place."""
     if any(child.training for child in module.modules()):

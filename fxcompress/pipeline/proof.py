@@ -90,7 +90,10 @@ class Prover:
             return Proof(note=self.note)
         difference = numbers.compare(self.first, self.last)
         twin = self._twin_difference()
-        return Proof(difference, twin, self.note or "checked in float64")
+        note = self.note or "checked in float64"
+        if numbers.is_zero(self.first):
+            note += "; the outputs are all zero, so this shows little"
+        return Proof(difference, twin, note)
 
     # -- float64 -------------------------------------------------------------------------------------------------
 
@@ -184,10 +187,9 @@ def first_difference(before: GraphModule, after: GraphModule, inputs: Inputs) ->
 
 def _values(module: GraphModule, inputs: Inputs) -> dict[Node, Any]:
     recorder = _Recorder(module)
-    with torch.no_grad():
-        # A broken graph has still shown the values up to its fault.
-        with contextlib.suppress(RuntimeError, FxCompressError, TypeError):
-            recorder.run(*inputs.clone().bind(module.graph).values())
+    # A broken graph has still shown the values up to its fault.
+    with torch.no_grad(), contextlib.suppress(RuntimeError, FxCompressError, TypeError):
+        recorder.run(*inputs.clone().bind(module.graph).values())
     return recorder.values
 
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fxcompress.ir.edit import PROVENANCE, provenance
+
 Operands = dict[str, Any]
 
 
@@ -61,7 +63,7 @@ def _batch_norm(o: Operands, weight: Tensor, rank: int) -> nn.Module:
     cls = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[rank]
     stats = o["running_mean"] is not None
     module = cls(weight.numel(), eps=o["eps"], momentum=o["momentum"], affine=o["weight"] is not None, track_running_stats=stats)
-    return module.train(bool(o["training"]))
+    return module.eval()
 
 
 def _layer_norm(o: Operands, weight: Tensor, _: int) -> nn.Module:
@@ -106,25 +108,33 @@ def recipes() -> Mapping[Any, Recipe]:
     }  # fmt: skip
 
 
-def raise_functional(graph_module: fx.GraphModule, ranks: Mapping[fx.Node, int]) -> None:
-    """Replace every functional layer over get_attr parameters by a call of a module.
+def raise_functional(
+    graph_module: fx.GraphModule, ranks: Mapping[fx.Node, int], skip: Callable[[fx.Node], bool] = lambda node: False
+) -> list[fx.Node]:
+    """Replace every functional layer over get_attr parameters by a call of a module; returns the new nodes.
 
     Args:
         ranks: the number of dimensions of the nodes' tensors, where known (a batch norm's class depends on it).
+        skip: nodes to leave alone.
     """
+    raised: list[fx.Node] = []
     known, ranks = recipes(), dict(ranks)
     made: dict[Any, str] = {}
     called = {str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"}
     for node in list(graph_module.graph.nodes):
-        recipe = known.get(node.target) if node.op == "call_function" else None
+        recipe = known.get(node.target) if node.op == "call_function" and not skip(node) else None
         operands = _operands(node, recipe) if recipe else None
         if recipe is not None and operands is not None:
             call = _replace(graph_module, node, recipe, operands, ranks.get(operands["input"], 0), made, called)
             ranks[call] = ranks.get(node, 0)
+            raised += [call] if call is not node else []
+    if not raised:
+        return raised
     for node in reversed(list(graph_module.graph.nodes)):
         if node.op == "get_attr" and not node.users:
             graph_module.graph.erase_node(node)
     graph_module.delete_all_unused_submodules()
+    return raised
 
 
 def _operands(node: fx.Node, recipe: Recipe) -> Operands | None:
@@ -139,6 +149,8 @@ def _operands(node: fx.Node, recipe: Recipe) -> Operands | None:
                 return None
         elif name != "input" and (value is ... or _has_node(value)):
             return None
+    if operands.get("training"):
+        return None  # a module would forget it at eval()
     present = [operands[name] for name in recipe.tensors]
     needed = "running_mean" if "running_mean" in recipe.tensors and operands["weight"] is None else "weight"
     return operands if any(present) and operands[needed] is not None else None
@@ -162,7 +174,7 @@ def _replace(
         made[key] = _install(graph_module, _built(recipe, operands, tensors, rank), paths, called | set(made.values()))
     with graph_module.graph.inserting_before(node):
         call = graph_module.graph.call_module(made[key], (operands["input"],))
-    call.meta = dict(node.meta)
+    call.meta = {**node.meta, PROVENANCE: provenance(node)}
     node.replace_all_uses_with(call)
     graph_module.graph.erase_node(node)
     return call
@@ -178,8 +190,8 @@ def _built(recipe: Recipe, operands: Operands, tensors: dict[str, Tensor], rank:
             module.register_parameter(name, tensor)
         else:
             module.register_buffer(name, tensor)
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.num_batches_tracked is not None:
-        module.num_batches_tracked = torch.zeros((), dtype=torch.long, device=next(iter(tensors.values())).device)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        module.num_batches_tracked = None  # the function counts nothing; an owner that did is asked below
     return module
 
 
