@@ -190,8 +190,8 @@ def _built(recipe: Recipe, operands: Operands, tensors: dict[str, Tensor], rank:
             module.register_parameter(name, tensor)
         else:
             module.register_buffer(name, tensor)
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        module.num_batches_tracked = None  # the function counts nothing; an owner that did is asked below
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.num_batches_tracked is not None:
+        module.num_batches_tracked = torch.zeros((), dtype=torch.long, device=next(iter(tensors.values())).device)
     return module
 
 
