@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from fxcompress.analysis import Analyses, Cost, Shapes
+from fxcompress.analysis import Cost, Shapes
 from fxcompress.analysis.cost import weight_cost
 from fxcompress.capture import Captured, capture
 from fxcompress.errors import EquivalenceError, InputError, TargetError
@@ -20,7 +20,7 @@ from fxcompress.ir.inputs import Inputs
 from fxcompress.pipeline import Pass, Pipeline, Run, StepRecord, numbers, registry
 from fxcompress.pipeline.base import Property
 from fxcompress.pipeline.options import build
-from fxcompress.report import Accuracy, Candidate, GraphPair, Measured, MissedLine, PassLine, Report, environment, graph_view
+from fxcompress.report import Accuracy, Candidate, GraphPair, GraphView, Measured, MissedLine, PassLine, Report, environment, graph_view
 from fxcompress.result import in_parts, whole
 from fxcompress.targets.registry import lookup, names
 from fxcompress.targets.timing import Timing, interleaved
@@ -247,8 +247,7 @@ class _Work:
             race=self._race_lines(),
             seconds=seconds,
             graphs=tuple(
-                GraphPair(old.path, _drawn(old.graph, old.inputs), _drawn(new.graph, new.inputs))
-                for old, new in zip(self.captured.parts, rewritten, strict=True)
+                GraphPair(part.path, _drawn(old), _drawn(new)) for part, old, new in zip(rewritten, self.before, after, strict=True)
             ),
         )
 
@@ -296,5 +295,5 @@ def _merged(lines: list[StepRecord]) -> list[PassLine]:
     return list(merged.values())
 
 
-def _drawn(graph: GraphModule, inputs: Inputs) -> Any:
-    return graph_view(graph, Analyses(graph, inputs).get(Shapes))
+def _drawn(cost: Cost) -> GraphView:
+    return graph_view(cost.module, cost.analyses.get(Shapes))

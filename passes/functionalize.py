@@ -49,7 +49,7 @@ class Functionalize(Pass):
         changed = any(remark.applied for remark in remarks)
         if changed:
             editor.finish()
-        return PassResult(module, changed, remarks=tuple(remarks))
+        return PassResult(module, changed, frozenset({Shapes}), tuple(remarks))
 
 
 def _obstacle(node: Node, target: Node, place: dict[Node, int], shapes: Shapes) -> str | None:

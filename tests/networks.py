@@ -154,10 +154,6 @@ def _adaptive(size: int, d: int = 2, kind: str = "avg") -> nn.Module:
     return table[kind][d - 1](size)
 
 
-def _attention(width: int, heads: int, p: float = 0.0) -> nn.Module:
-    return SelfAttention(width, heads, p)
-
-
 class SelfAttention(nn.Module):
     """Scaled dot-product attention with its own projections; traced through, not a leaf."""
 
@@ -210,7 +206,7 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
     "upsample": lambda **rest: nn.Upsample(**rest),
     "pixel_shuffle": lambda r: nn.PixelShuffle(r),
     "flatten_layer": lambda start=1: nn.Flatten(start),
-    "attention": _attention,
+    "attention": lambda width, heads, p=0.0: SelfAttention(width, heads, p),
 }
 
 

@@ -120,7 +120,7 @@ class Case:
         return tensors | {f"training of {name}": m.training for name, m in self.model.named_modules()}
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def case(net: Net, feed: Feed) -> Case:
     model = net.build()
     feeds = (feed.inputs(net), feed.inputs(net, batch=feed.batch % 3 + 1))
@@ -143,7 +143,8 @@ def _slack(model: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> float:
     with torch.no_grad():
         for t in (*moved.parameters(), *moved.buffers()):
             t.copy_(nudge(t))
-    other, _ = run(moved, [nudge(t) for t in inputs])
+    # What is exactly zero, or the same at every place, is so no longer after the first layer that rounds.
+    other, _ = run(moved, [nudge(t) if t.any() else 2.0**-50 * torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in inputs])
     return max([0.0, *(distance(a, b) for a, b in zip(tensors(output), tensors(other), strict=True) if a.is_floating_point())]) * 64
 
 
@@ -224,7 +225,7 @@ def _same_state(it: Case, at: int, buffers: dict[str, Tensor], tolerance: float 
 
 def _settles(pipeline: Pipeline, module: fx.GraphModule, inputs: Inputs) -> None:
     """Running it again comes to rest: one pass in the third run at the latest; of several, each may make work for another."""
-    for _ in range(2 if len({step.name for step in pipeline.passes}) <= 2 else 8):
+    for _ in range(2 if len({step.name for step in pipeline.passes}) == 1 else 8):
         again = pipeline.execute(module, inputs, verify=False)
         module = again.module
         if not any(s.changed for s in again.steps):
@@ -234,7 +235,11 @@ def _settles(pipeline: Pipeline, module: fx.GraphModule, inputs: Inputs) -> None
 
 
 def _check_lowered(pipeline: Pipeline, net: Net, feed: Feed, verify: bool) -> None:
-    """In float32, where machines' kernels are; the truth is the original in float64."""
+    """In float32, where machines' kernels are; the truth is the original in float64.
+
+    ``slack`` holds 64 times the effect of numbers that are off by 2^-50; in float32 they are off by 2^-24, so 2^24 of it
+    is sixteen times what rounding of the inputs alone may do.
+    """
     if net.train or feed.kind in ("nan", "inf", "huge", "tiny"):
         return
     it = case(net, feed)
@@ -247,5 +252,5 @@ def _check_lowered(pipeline: Pipeline, net: Net, feed: Feed, verify: bool) -> No
         same(wanted, got, math.inf)
         for true, a, b in zip(tensors(truth), tensors(wanted), tensors(got), strict=True):
             near, far = distance(true, a), distance(true, b)
-            if far > max(FLOAT32, GROWTH * near):
+            if far > max(FLOAT32, GROWTH * near, it.slack * 2.0**24):
                 raise Broken(f"relative error {far:.3g} in float32; the original's is {near:.3g}")

@@ -73,7 +73,7 @@ def test_pipeline_deep(steps: Pipeline, net: Net, feed: Feed, verify: bool) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PASSES)
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(net=networks(most=7), feed=feeds())
 def test_pass_deep(name: str, net: Net, feed: Feed) -> None:
     check(pipeline(name), net, feed)

@@ -24,7 +24,7 @@ from fxcompress.pipeline import options, registry
 from fxcompress.pipeline.base import Pass, PassContext, PassResult, Property, StepRecord
 from fxcompress.pipeline.proof import Proof, Prover
 from fxcompress.pipeline.reproducer import write_reproducer
-from fxcompress.pipeline.single import run_pass
+from fxcompress.pipeline.single import advance, run_pass
 
 
 @dataclass(frozen=True)
@@ -149,9 +149,7 @@ class Frame:
         except FxCompressError as failure:
             self._explain(step, failure)
             raise
-        self.analyses = self.analyses if result.module is self.module else Analyses(result.module, self.inputs)
-        if result.changed:
-            self.analyses.drop(result.preserved)
+        self.analyses = advance(self.analyses, result)
         self.module = result.module
         self.done.append(step)
         self.steps.extend(result.steps or (StepRecord(str(step), result.changed, time.perf_counter() - began, result.remarks, error),))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 
+from fxcompress.analysis import Analyses
 from fxcompress.errors import EquivalenceError, FxCompressError, GraphError
 from fxcompress.ir.edit import share
 from fxcompress.ir.inputs import Inputs
@@ -24,7 +25,7 @@ from fxcompress.ir.verify import neighbourhood, source_line
 from fxcompress.pipeline import numbers
 from fxcompress.pipeline.base import Pass, Property, Semantics
 from fxcompress.pipeline.numbers import Difference
-from fxcompress.pipeline.single import run_pass
+from fxcompress.pipeline.single import advance, run_pass
 from fxcompress.pipeline.twin import double_twin, is_double
 
 GROWTH = 16.0  # a rewritten graph may be this many times as far from the float64 truth as the original was
@@ -139,10 +140,10 @@ class Prover:
         return difference
 
     def _replay(self, module: GraphModule, inputs: Inputs, steps: Sequence[Pass]) -> GraphModule:
-        module = share(module)
+        analyses = Analyses(share(module), inputs)
         for step in steps:
-            module = run_pass(step, module, inputs).module
-        return module
+            analyses = advance(analyses, run_pass(step, analyses.module, inputs, analyses))
+        return analyses.module
 
     def _blame(self, module: GraphModule, inputs: Inputs, steps: Sequence[Pass], exact: Any) -> None:
         """Find the first pass after which the twin differs, and raise."""

@@ -31,3 +31,12 @@ def run_pass(step: Pass, module: GraphModule, inputs: Inputs, analyses: Analyses
     except GraphError as error:
         raise GraphError(f"pass '{step}' left a broken graph: {error.message}") from None
     return result
+
+
+def advance(analyses: Analyses, result: PassResult) -> Analyses:
+    """What is known of the graph that a pass gave."""
+    if result.module is not analyses.module:
+        return Analyses(result.module, analyses.inputs)
+    if result.changed:
+        analyses.drop(result.preserved)
+    return analyses

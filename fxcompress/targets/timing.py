@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+LONG = 0.03  # seconds; in a call this long the waking of threads does not show
 PAUSE = 0.02  # seconds; OpenMP threads stop spinning well within
 
 
@@ -30,27 +31,32 @@ class Timing:
 
 
 def interleaved(
-    forms: Mapping[str, Callable[[], object]], *, seconds: float = 0.3, blocks: int = 3, synchronize: Callable[[], None] = lambda: None
+    forms: Mapping[str, Callable[[], object]], *, seconds: float = 0.2, blocks: int = 2, synchronize: Callable[[], None] = lambda: None
 ) -> dict[str, Timing]:
     """Time every form for about ``seconds`` in total each, in ``blocks`` alternating blocks of at least two calls."""
     samples: dict[str, list[float]] = {name: [] for name in forms}
     with torch.inference_mode():
-        for form in forms.values():
-            form()  # packs weights, compiles, allocates
+        first = {name: _timed(form, synchronize) for name, form in forms.items()}  # packs weights, compiles, allocates
         for _ in range(blocks):
             for name, form in forms.items():
                 time.sleep(PAUSE)
-                samples[name] += _block(form, seconds / blocks, synchronize)
+                is_long = min([first[name], *samples[name]]) > LONG
+                samples[name] += _block(form, seconds / blocks, synchronize, wake=not is_long)
     return {name: Timing.of(taken) for name, taken in samples.items()}
 
 
-def _block(form: Callable[[], object], seconds: float, synchronize: Callable[[], None]) -> list[float]:
-    form()  # wakes the threads up; not counted
+def _block(form: Callable[[], object], seconds: float, synchronize: Callable[[], None], *, wake: bool) -> list[float]:
+    if wake:
+        form()  # wakes the threads up; not counted
     taken: list[float] = []
     while len(taken) < 2 or sum(taken) < seconds:
-        synchronize()
-        began = time.perf_counter()
-        form()
-        synchronize()
-        taken.append(time.perf_counter() - began)
+        taken.append(_timed(form, synchronize))
     return taken
+
+
+def _timed(form: Callable[[], object], synchronize: Callable[[], None]) -> float:
+    synchronize()
+    began = time.perf_counter()
+    form()
+    synchronize()
+    return time.perf_counter() - began
