@@ -219,7 +219,7 @@ def geometric_mean(values: list[float | None]) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
-    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES)
+    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=[*ENGINES, "fx-openvino", "fx-onnxruntime"])
     parser.add_argument("--batch", nargs="+", type=int, default=[1])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--blocks", type=int, default=5, help="blocks per engine and network")

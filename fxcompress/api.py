@@ -17,6 +17,7 @@ from fxcompress.analysis.cost import weight_cost
 from fxcompress.capture import Captured, capture
 from fxcompress.errors import EquivalenceError, InputError, TargetError
 from fxcompress.ir.inputs import Inputs
+from fxcompress.ir.snapshot import Fingerprinter
 from fxcompress.pipeline import Pass, Pipeline, Run, StepRecord, numbers, registry
 from fxcompress.pipeline.base import Property
 from fxcompress.pipeline.options import build
@@ -31,10 +32,10 @@ REWRITES = (
 )
 """The passes of ``compress`` before lowering: all keep the function."""
 
-NATIVE = ("cpu", "onednn-graph")
-"""Both ways to run the native kernels; ``target="cpu"`` races them."""
+NATIVE = ("onednn-graph", "cpu")
+"""Both ways to run the native kernels, the faster first; ``target="cpu"`` takes the first that can run the graph."""
 
-ORIGINAL, REWRITTEN = "original", "rewritten"
+ORIGINAL, CAPTURED, REWRITTEN = "original", "captured", "rewritten"
 
 
 def trace(model: nn.Module, example_inputs: Any, *, leaves: Iterable[type[nn.Module]] = (), bake: bool = False) -> GraphModule:
@@ -48,7 +49,8 @@ def trace(model: nn.Module, example_inputs: Any, *, leaves: Iterable[type[nn.Mod
     Raises:
         CaptureError: the model cannot be captured as one graph; the message says where and why.
     """
-    captured = capture(model, example_inputs, leaves=leaves, bake=bake)
+    with torch.inference_mode(False):  # the graph must be good for training, too, wherever it is made
+        captured = capture(model, example_inputs, leaves=leaves, bake=bake)
     if captured.step == "parts" or not isinstance(captured.module, GraphModule):
         reasons = "; ".join(captured.notes[:3])
         raise InputError(f"{type(model).__name__} can only be captured in parts: {reasons}", hint="fxcompress.compress works on parts")
@@ -97,16 +99,16 @@ def compress(
     began = time.perf_counter()
     steps = _pipeline(pipeline)
     candidates = _candidates(target, steps)
-    on_step("capture")
-    captured = capture(model, example_inputs, leaves=leaves, bake=bake)
-    work = _Work(model, captured, steps, verify, on_step)
-    work.rewrite()
-    for candidate in candidates:
-        work.lower(candidate)
-    on_step("measure")
-    work.race()
-    title = name or type(model).__name__
-    return work.result(title, began)
+    with torch.inference_mode(False):  # what is made here must be good outside of a caller's inference mode
+        on_step("capture")
+        captured = capture(model, example_inputs, leaves=leaves, bake=bake)
+        work = _Work(model, captured, steps, verify, on_step)
+        work.rewrite()
+        for candidate in candidates:
+            work.lower(candidate)
+        on_step("measure")
+        work.race()
+        return work.result(name or type(model).__name__, began)
 
 
 def _pipeline(given: str | Pass | None) -> Pipeline:
@@ -130,7 +132,9 @@ def _candidates(target: str, steps: Pipeline) -> list[str]:
             raise TargetError(f"target '{target}' cannot be used: {missing}")
     if target == "none" or any(Property.LOWERED in step.establishes for step in steps.passes):
         return []
-    return names() if target == "auto" else list(NATIVE) if target == "cpu" else [target]
+    if target not in ("auto", "cpu"):
+        return [target]
+    return [*NATIVE, *(name for name in names() if name not in NATIVE and target == "auto")]
 
 
 @dataclass
@@ -155,6 +159,7 @@ class _Work:
         self.lines: list[StepRecord] = []
         self.lowered_lines: dict[str, list[StepRecord]] = {}
         self.refused: list[Candidate] = []
+        self.prints = Fingerprinter()
         self.before = [Cost.of(part.graph, part.inputs) for part in captured.parts]
         self.expected = numbers.evaluate(model, self.inputs)
 
@@ -162,13 +167,15 @@ class _Work:
         """Run the pipeline on every part."""
         rewritten = self.captured
         for part in self.captured.parts:
-            self.runs[part.path] = self.steps.execute(part.graph, part.inputs, verify=self.verify, on_step=self.on_step)
+            self.runs[part.path] = self.steps.execute(part.graph, part.inputs, verify=self.verify, on_step=self.on_step, prints=self.prints)
             rewritten = rewritten.with_part(part.path, self.runs[part.path].module)
             self.lines += self.runs[part.path].steps
         self.forms[REWRITTEN] = _Form(REWRITTEN, rewritten)
 
     def lower(self, target: str) -> None:
         """Lower every part to ``target``; a target that cannot, or whose numbers are off, is out of the race."""
+        if target in NATIVE and any(name in self.forms for name in NATIVE):
+            return
         missing = lookup(target).missing()
         if missing is not None:
             self.refused.append(Candidate(target, None, False, missing))
@@ -179,7 +186,7 @@ class _Work:
         lines: list[StepRecord] = []
         try:
             for part in form.parts:
-                run = lower.execute(part.graph, part.inputs, verify=self.verify)
+                run = lower.execute(part.graph, part.inputs, verify=self.verify, prints=self.prints)
                 form = form.with_part(part.path, run.module)
                 lines += run.steps
         except (TargetError, EquivalenceError) as error:
@@ -192,28 +199,34 @@ class _Work:
             self.refused.append(Candidate(target, None, False, "; ".join(r.why for line in lines for r in line.remarks)))
 
     def race(self) -> None:
-        """Check every form against the model, time them all, and keep the fastest that is not slower than the model."""
-        for form in self.forms.values():
-            form.error = numbers.compare(self.expected, numbers.evaluate(form.captured.module, self.inputs))
+        """Check every form against the model, time them, and keep the fastest that is not slower than the model."""
+        lowered = [name for name in self.forms if name != REWRITTEN]
+        best = self._time(lowered or [REWRITTEN])
+        if lowered and not self._is_faster(best):
+            self._time([REWRITTEN])
+            self.forms[REWRITTEN].note = f"{best} would not be faster than the original here"
+            best = REWRITTEN
+            if not self._is_faster(REWRITTEN):
+                self.forms[CAPTURED] = _Form(CAPTURED, self.captured, note="nothing tried is faster than the original here")
+                best = self._time([CAPTURED])
+        self.kept = best
+
+    def _time(self, racing: list[str]) -> str:
+        """Compare and time these forms beside the model; returns the fastest."""
         calls: dict[str, Callable[[], object]] = {ORIGINAL: lambda: self.inputs.call(self.model)}
-        racing = [name for name in self.forms if name != REWRITTEN] or [REWRITTEN]
-        calls.update({name: _caller(self.forms[name].captured.module, self.inputs) for name in racing})
+        for name in racing:
+            form = self.forms[name]
+            form.error = numbers.compare(self.expected, numbers.evaluate(form.captured.module, self.inputs))
+            calls[name] = _caller(form.captured.module, self.inputs)
         timings = interleaved(calls, synchronize=_synchronizer(self.inputs))
         self.original = timings.pop(ORIGINAL)
         for name, timing in timings.items():
             self.forms[name].timing = timing
-        best = min(timings, key=lambda name: timings[name].median)
-        if best != REWRITTEN and timings[best].median >= self.original.median:
-            self._try_rewritten(best)
-            best = REWRITTEN
-        self.kept = best
+        return min(timings, key=lambda name: timings[name].median)
 
-    def _try_rewritten(self, best: str) -> None:
-        """Nothing lowered is faster than the model: the rewritten graph on torch's own kernels is what remains."""
-        form = self.forms[REWRITTEN]
-        calls = {ORIGINAL: lambda: self.inputs.call(self.model), REWRITTEN: _caller(form.captured.module, self.inputs)}
-        form.timing = interleaved(calls, synchronize=_synchronizer(self.inputs))[REWRITTEN]
-        form.note = f"{best} would not be faster than the original here"
+    def _is_faster(self, name: str) -> bool:
+        timing = self.forms[name].timing
+        return timing is not None and timing.median < self.original.median
 
     # -- the report ----------------------------------------------------------------------------------------------
 
@@ -226,8 +239,9 @@ class _Work:
         return in_parts(module, report)
 
     def _report(self, title: str, form: _Form, seconds: float) -> Report:
-        rewritten = self.forms[REWRITTEN].captured.parts
-        after = [Cost.of(part.graph, part.inputs) for part in rewritten]
+        # An engine keeps the weights in a file of its own; they are those of the rewritten graph.
+        plain = self.forms[CAPTURED if self.kept == CAPTURED else REWRITTEN].captured
+        after = [Cost.of(part.graph, part.inputs) for part in plain.parts]
         lines = [*self.lines, *self.lowered_lines.get(form.name, [])]
         first = next(iter(self.inputs.tensors()))
         return Report(
@@ -236,8 +250,7 @@ class _Work:
             capture=self.captured.step,
             capture_notes=self.captured.notes,
             before=_measured(self.model, self.before, self.original),
-            # An engine keeps the weights in a file of its own; they are those of the rewritten graph.
-            after=_measured(self.forms[REWRITTEN].captured.module, after, form.timing),
+            after=_measured(plain.module, after, form.timing),
             target=form.name,
             inputs=", ".join("x".join(map(str, t.shape)) for t in self.inputs.tensors()),
             environment=environment(str(first.device)),
@@ -247,7 +260,7 @@ class _Work:
             race=self._race_lines(),
             seconds=seconds,
             graphs=tuple(
-                GraphPair(part.path, _drawn(old), _drawn(new)) for part, old, new in zip(rewritten, self.before, after, strict=True)
+                GraphPair(part.path, _drawn(old), _drawn(new)) for part, old, new in zip(plain.parts, self.before, after, strict=True)
             ),
         )
 

@@ -48,6 +48,7 @@ def fxcompress(gm: GraphModule, example_inputs: Sequence[Any], *, options: Mappi
 def _own_weights(gm: GraphModule, examples: Sequence[Any]) -> tuple[GraphModule, list[int]]:
     """A copy of the graph in which Dynamo's parameter inputs are attributes, and the places of the inputs that remain."""
     module = share(gm)
+    module.training = False  # Dynamo's own flag says nothing: what depends on the mode is an argument in its graph
     dynamic = []
     for place, node in enumerate([n for n in module.graph.nodes if n.op == "placeholder"]):
         value = examples[place]

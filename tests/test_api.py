@@ -169,16 +169,18 @@ def test_ctrl_c_leaves_the_model_alone(monkeypatch):
 
 
 def test_never_slower(monkeypatch):
-    """When the lowered form loses the race, the rewritten graph is given back and the report says so."""
+    """When every other form loses the race, the graph is given back as it was captured and the report says so."""
     from fxcompress.targets import timing
 
     def loses(forms, **kwargs):
-        return OrderedDict((name, timing.Timing(1.0 if name in ("original", "rewritten") else 9.0, 0.0)) for name in forms)
+        return OrderedDict((name, timing.Timing(1.0 if name == "original" else 9.0, 0.0)) for name in forms)
 
     monkeypatch.setattr("fxcompress.api.interleaved", loses)
     result = fxcompress.compress(small(), image(), target="cpu")
-    assert result.report.target == "rewritten"
-    assert "cpu would not be faster" in str(result.report)
+    assert result.report.target == "captured"
+    assert "nothing tried is faster" in str(result.report)
+    with torch.no_grad():
+        torch.testing.assert_close(result(image()), small()(image()))
 
 
 def test_public_names_are_those_of_the_readme():
@@ -201,3 +203,13 @@ def test_no_extra_is_needed(monkeypatch):
     result = fxcompress.compress(small(), image())
     assert result.report.target in ("cpu", "onednn-graph", "rewritten")
     assert "pip install" in str(result.report)
+
+
+def test_inside_inference_mode():
+    with torch.inference_mode():
+        model = small()
+        result = fxcompress.compress(model, image(), target="cpu")
+        torch.testing.assert_close(result(image()), model(image()), rtol=1e-4, atol=1e-4)
+        assert fxcompress.trace(model, image()) is not None
+    outside = fxcompress.compress(small(), image(), target="none")
+    outside.train()(image()).sum().backward()

@@ -32,6 +32,18 @@ def test_options():
         torch.testing.assert_close(compiled(image()), model(image()), rtol=1e-4, atol=1e-4)
 
 
+def test_it_lowers(monkeypatch):
+    from fxcompress.targets.cpu_modules import PackedConv
+
+    calls = []
+    original = PackedConv.forward
+    monkeypatch.setattr(PackedConv, "forward", lambda self, *args: (calls.append(1), original(self, *args))[1])
+    compiled = torch.compile(small(), backend="fxcompress")
+    with torch.no_grad():
+        compiled(image())
+    assert calls
+
+
 def test_it_is_listed():
     assert "fxcompress" in torch._dynamo.list_backends()
 

@@ -93,19 +93,25 @@ class Pipeline(Pass):
         return PassResult(result.module, any(step.changed for step in result.steps), remarks=remarks, steps=result.steps)
 
     def execute(
-        self, module: GraphModule, inputs: Inputs, *, verify: bool = True, on_step: Callable[[str], None] = lambda text: None
+        self,
+        module: GraphModule,
+        inputs: Inputs,
+        *,
+        verify: bool = True,
+        on_step: Callable[[str], None] = lambda text: None,
+        prints: Fingerprinter | None = None,
     ) -> Run:
         """Run all passes on a copy of ``module``, which is not changed.
 
         After every pass the graph is linted, ``changed`` is compared with the graph's fingerprint and, if ``verify``,
         the outputs on ``inputs`` with those of the step before, as the pass's semantics demand; at the end the whole
-        is compared with the start in float64.
+        is compared with the start in float64. ``prints`` is the memory of an earlier run on the same tensors.
 
         Raises:
             PassError: a pass raised. DishonestPassError: a pass misreported its change. GraphError: it left a broken
             graph. EquivalenceError: it changed the numbers. All name the pass and the way to reproduce the failure.
         """
-        frame = Frame(module, inputs, verify=verify)
+        frame = Frame(module, inputs, verify=verify, prints=prints)
         for step in self.passes:
             on_step(str(step))
             frame.apply(step)
@@ -128,14 +134,16 @@ def _check_order(passes: Iterable[Pass], given: frozenset[Property]) -> None:
 class Frame:
     """One run of a pipeline. ``reproduce``: write a script when it fails."""
 
-    def __init__(self, module: GraphModule, inputs: Inputs, *, verify: bool, reproduce: bool = True) -> None:
+    def __init__(
+        self, module: GraphModule, inputs: Inputs, *, verify: bool, reproduce: bool = True, prints: Fingerprinter | None = None
+    ) -> None:
         self.reproduce = reproduce
         self.start = share(module)
         self.module = share(module)
         self.inputs = inputs
         self.steps: list[StepRecord] = []
         self.done: list[Pass] = []
-        self.prints = Fingerprinter()
+        self.prints = prints or Fingerprinter()
         self.fingerprint = self.prints.of(self.module)
         self.analyses = Analyses(self.module, inputs)
         self.prover = Prover(self.start, inputs, enabled=verify)
