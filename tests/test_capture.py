@@ -226,3 +226,29 @@ def test_time_per_node_is_flat(depth: int) -> None:
     start = time.perf_counter()
     capture(model, torch.randn(2, 4))
     assert (time.perf_counter() - start) / depth < 0.02
+
+
+def test_a_buffer_that_changes_at_every_call() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.seen.add_(1)
+
+    model, x = Counts().eval(), torch.randn(2, 4)
+    graph = capture(model, x).module
+    assert torch.equal(model.seen, torch.zeros(4))
+    for _ in range(3):
+        assert torch.equal(graph(x), model(x))
+
+
+def test_a_keyword_that_must_be_given_after_one_that_need_not() -> None:
+    class Late(nn.Module):
+        def forward(self, x: torch.Tensor, scale: float = 2.0, *, y: torch.Tensor) -> torch.Tensor:
+            return x * scale + y
+
+    x = torch.randn(2, 4)
+    graph = capture(Late(), {"x": x, "y": x}).module
+    assert torch.equal(graph(x, y=x), Late()(x, y=x))

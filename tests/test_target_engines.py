@@ -375,3 +375,12 @@ def test_torchvision(target: Any, name: str) -> None:
     with torch.no_grad():
         expected = graph(x)
         same(expected / expected.abs().max(), fast(x) / expected.abs().max(), 1e-4)
+
+
+def test_weights_in_other_files_are_refused() -> None:
+    onnx = pytest.importorskip("onnx")
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+    graph = onnx.helper.make_graph([], "g", [], [], initializer=[tensor])
+    stolen = EngineModule("onnxruntime", onnx.helper.make_model(graph).SerializeToString(), ())
+    with pytest.raises(TargetError, match="other files"):
+        stolen()

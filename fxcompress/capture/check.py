@@ -37,8 +37,7 @@ def run(module: nn.Module, inputs: Inputs) -> Any:
 def kept_state(module: nn.Module, inputs: Inputs) -> Iterator[None]:
     """The random state, and what a run writes into the module (statistics, caches), are put back afterwards."""
     devices = sorted({t.device.index for t in inputs.tensors() if t.device.type == "cuda" and t.device.index is not None})
-    training = any(m.training for m in module.modules())
-    buffers = [(b, b.clone()) for b in module.buffers()] if training else []
+    buffers = [(b, b.clone()) for b in module.buffers()]
     attributes = [_Attributes.of(m) for m in module.modules()]
     with torch.random.fork_rng(devices=devices):
         try:
@@ -48,7 +47,8 @@ def kept_state(module: nn.Module, inputs: Inputs) -> Iterator[None]:
                 kept.put_back()
             with torch.no_grad():
                 for buffer, before in buffers:
-                    buffer.copy_(before)
+                    if not torch.equal(buffer, before):
+                        buffer.copy_(before)
 
 
 @dataclasses.dataclass(frozen=True)

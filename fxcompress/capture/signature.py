@@ -31,7 +31,7 @@ def shadows(graph: fx.Graph, forward: Callable[..., Any], inputs: Inputs, leaf: 
     """
     signature = inspect.signature(forward)
     bound = signature.bind(*inputs.args, **inputs.kwargs)
-    nodes = {p.name: _placeholder(graph, p) for p in signature.parameters.values()}
+    nodes = {p.name: _placeholder(graph, p) for p in _writable(signature)}
     for parameter in signature.parameters.values():
         name, node = parameter.name, nodes[parameter.name]
         if name in bound.arguments:
@@ -41,6 +41,16 @@ def shadows(graph: fx.Graph, forward: Callable[..., Any], inputs: Inputs, leaf: 
         else:
             _guard(node, parameter.default, name)
     return bound.args, bound.kwargs
+
+
+def _writable(signature: inspect.Signature) -> list[inspect.Parameter]:
+    """The parameters as torch.fx can write them: it has no keyword-only ones, so one that must be given after others that
+    need not gets the default None."""
+    found: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        late = parameter.kind is parameter.KEYWORD_ONLY and any(p.default is not p.empty for p in found)
+        found.append(parameter.replace(default=None) if late and parameter.default is parameter.empty else parameter)
+    return found
 
 
 def _placeholder(graph: fx.Graph, parameter: inspect.Parameter) -> fx.Node:

@@ -54,7 +54,7 @@ class Port:
         if not fits:
             raise InputError(
                 f"input '{self.name}' has shape {tuple(tensor.shape)}; this engine takes {self}",
-                hint="compress the model with an example of this shape, or use target='native'",
+                hint="compress the model with an example of this shape, or use target='cpu'",
             )
         if tensor.dtype != _DTYPES[self.dtype]:
             raise InputError(
@@ -177,8 +177,27 @@ def _checked_threads(threads: int | None) -> int | None:
 
 def _make_runner(engine: str, model: bytes, threads: int) -> Runner:
     module, name = _RUNNERS[engine]
+    _refuse_external_data(model)
     runner: Runner = getattr(importlib.import_module(module), name)(model, threads)
     return runner
+
+
+def _refuse_external_data(model: bytes) -> None:
+    """ONNX may name other files for its tensors; ours never does, so one that does is not ours.
+
+    Raises:
+        TargetError: a tensor lies outside, the bytes are no ONNX, or the onnx package is missing.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise TargetError("onnx is not installed", hint="pip install fxcompress[engines]") from error
+    try:
+        network = onnx.load_model_from_string(model)
+    except Exception as error:  # the parser's exceptions share no base class
+        raise TargetError(f"the network is damaged: {error}", hint="save the model again") from error
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in network.graph.initializer):
+        raise TargetError("the network reads its weights from other files, which ours never does", hint="do not use this file")
 
 
 # ---- the graph around the module
@@ -195,7 +214,7 @@ def lower_to_engine(gm: fx.GraphModule, inputs: Inputs, engine: str, threads: in
     structure, leaves = _output_structure(gm)
     computed = [node for node in leaves if node not in region]
     if not computed:
-        raise TargetError("the graph computes nothing", hint="use target='native'")
+        raise TargetError("the graph computes nothing", hint="use target='cpu'")
     used = [node for node in region if any(user not in region and user not in structure for user in node.users)]
     tensors = [(node, region[node]) for node in used if isinstance(region[node], Tensor)]
     exported = export(gm, tensors, region, computed, engine)
@@ -210,7 +229,7 @@ def _check_floats(gm: fx.GraphModule, inputs: Inputs) -> None:
         if wrong_float or tensor.device.type != "cpu":
             raise TargetError(
                 f"engines run float32 on the CPU; this model has a {tensor.dtype} tensor on {tensor.device}",
-                hint="convert model and inputs with .float().cpu(), or use target='native'",
+                hint="convert model and inputs with .float().cpu(), or use target='cpu'",
             )
 
 

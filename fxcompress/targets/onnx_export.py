@@ -70,7 +70,7 @@ def export(
             return Exported(model, plan.axes)
         except SizeDependent as error:
             last = error
-    raise TargetError(f"the graph cannot be written for an engine: {last}", hint="use target='native'") from last
+    raise TargetError(f"the graph cannot be written for an engine: {last}", hint="use target='cpu'") from last
 
 
 # ---- which sizes are free
@@ -179,7 +179,7 @@ def _run(writer: Writer, gm: fx.GraphModule, node: Node, env: Mapping[Node, Any]
     except Exception as error:
         raise TargetError(
             f"node '{node.name}' has no form that an engine takes: {error}{_line(node)}",
-            hint="use target='native', or replace this operation in the model",
+            hint="use target='cpu', or replace this operation in the model",
         ) from error
 
 
@@ -198,7 +198,7 @@ def _line(node: Node) -> str:
 
 def _output(writer: Writer, node: Node, value: Any, index: int) -> str:
     if not isinstance(value, Value | torch.Tensor):
-        raise TargetError(f"output '{node.name}' is {type(value).__name__}, not a tensor", hint="use target='native' for this model")
+        raise TargetError(f"output '{node.name}' is {type(value).__name__}, not a tensor", hint="use target='cpu' for this model")
     name = f"output_{index}"
     writer.append("Identity", [writer.name_of(value)], [name])
     return name
@@ -223,4 +223,4 @@ def _serialise(writer: Writer, inputs: Sequence[tuple[Node, torch.Tensor]], plan
     try:
         return bytes(model.SerializeToString())
     except ValueError as error:  # protobuf holds 2 GiB
-        raise TargetError(f"the model is too large for one ONNX file: {error}", hint="use target='native'") from error
+        raise TargetError(f"the model is too large for one ONNX file: {error}", hint="use target='cpu'") from error

@@ -251,5 +251,5 @@ def onnx_type(dtype: torch.dtype) -> int:
         TargetError: engines do not take it.
     """
     if dtype not in _TYPES:
-        raise TargetError(f"an engine cannot take {dtype}", hint="convert the model with .float(), or use target='native'")
+        raise TargetError(f"an engine cannot take {dtype}", hint="convert the model with .float(), or use target='cpu'")
     return _TYPES[dtype]

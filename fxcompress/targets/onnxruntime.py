@@ -64,7 +64,7 @@ class OnnxRuntimeRunner:
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class of their own
-            raise TargetError(f"onnxruntime refuses the network: {error}", hint="use target='native'") from error
+            raise TargetError(f"onnxruntime refuses the network: {error}", hint="use target='cpu'") from error
         self._names = [port.name for port in self._session.get_inputs()]
 
     def __call__(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:

@@ -68,7 +68,7 @@ class OpenVinoRunner:
         try:
             self._model = self._core.read_model(model)
         except RuntimeError as error:
-            raise TargetError(f"openvino cannot read the network: {_first_line(error)}", hint="use target='native'") from error
+            raise TargetError(f"openvino cannot read the network: {_first_line(error)}", hint="use target='cpu'") from error
         self._requests: dict[tuple[torch.Size, ...] | None, Any] = {}
 
     def __call__(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
@@ -89,9 +89,7 @@ class OpenVinoRunner:
             return self._core.compile_model(model, "CPU", self._options).create_infer_request()
         except RuntimeError as error:
             sizes = "any shape" if shapes is None else ", ".join(str(tuple(shape)) for shape in shapes)
-            raise TargetError(
-                f"openvino cannot compile the network for {sizes}: {_first_line(error)}", hint="use target='native'"
-            ) from error
+            raise TargetError(f"openvino cannot compile the network for {sizes}: {_first_line(error)}", hint="use target='cpu'") from error
 
 
 def _first_line(error: Exception) -> str:
