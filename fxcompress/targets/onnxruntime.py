@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from fxcompress.ir.inputs import Inputs
 from fxcompress.targets.engine import lower_to_engine
 
 INSTALL = "pip install fxcompress[engines]"
+SHAPES = 4  # sessions that are kept for input shapes of their own
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class OnnxRuntimeTarget:
 
 
 class OnnxRuntimeRunner:
-    """A network in ONNX Runtime.
+    """A network in ONNX Runtime, with a session for each input shape: with known sizes it plans memory and folds shapes once.
 
     Args:
         model: ONNX bytes.
@@ -54,19 +56,31 @@ class OnnxRuntimeRunner:
             import onnxruntime
         except ImportError as error:
             raise TargetError("onnxruntime is not installed", hint=INSTALL) from error
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        self._ort, self._model, self._threads = onnxruntime, model, threads
+        self._sessions: dict[tuple[torch.Size, ...] | None, Any] = {}
+
+    def __call__(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        shapes: tuple[torch.Size, ...] | None = tuple(tensor.shape for tensor in tensors)
+        if shapes not in self._sessions and len(self._sessions) >= SHAPES:
+            shapes = None
+        session = self._sessions.get(shapes)
+        if session is None:
+            session = self._sessions[shapes] = self._session(shapes)
+        feeds = {f"input_{i}": tensor.numpy() for i, tensor in enumerate(tensors)}
+        return tuple(torch.from_numpy(array) for array in session.run(None, feeds))
+
+    def _session(self, shapes: tuple[torch.Size, ...] | None) -> Any:
+        options = self._ort.SessionOptions()
+        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
+        options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 4
         # threads spin during a run, which gains a third on small layers, and not after it, when torch needs the cores
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        for i, shape in enumerate(shapes or ()):
+            for axis, size in enumerate(shape):  # names of sizes that are free; see onnx_export
+                options.add_free_dimension_override_by_name(f"d{i}_{axis}", size)
         try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            return self._ort.InferenceSession(self._model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class of their own
             raise TargetError(f"onnxruntime refuses the network: {error}", hint="use target='cpu'") from error
-        self._names = [port.name for port in self._session.get_inputs()]
-
-    def __call__(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
-        feeds = {name: tensor.numpy() for name, tensor in zip(self._names, tensors, strict=True)}
-        return tuple(torch.from_numpy(array) for array in self._session.run(None, feeds))
