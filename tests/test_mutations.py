@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from counterexamples import KNOWN
 from networks import Net, step
-from oracle import check, establishing, make
+from oracle import case, check, establishing, make
 
 from fxcompress.analysis import Aliases
 from fxcompress.errors import FxCompressError
@@ -103,6 +104,13 @@ MUTATIONS = {
     "the layer has another reader": (fuse, "single_reader", lambda a, b: True, "fuse", CONV_RELU_TWICE),
     "the first conv's bias at the border": (merge_chain, "shift_obstacle", nothing, "merge-chain", KNOWN["pointwise convs in a row"]),
 }
+
+
+@pytest.fixture(autouse=True)
+def _fresh_networks() -> Iterator[None]:
+    """Some of these passes write into the weights, which the cached networks share."""
+    yield
+    case.cache_clear()
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
