@@ -8,7 +8,6 @@ right also where a failure does not depend on the graph's size in a simple way.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ from torch.utils import _pytree as pytree
 from fxcompress.errors import PipelineError
 from fxcompress.ir.edit import Editor
 from fxcompress.ir.inputs import Inputs
+from fxcompress.pipeline import numbers
 from fxcompress.pipeline.base import Pass
 from fxcompress.pipeline.pipeline import Frame, Pipeline
 from fxcompress.rewrite.rules import remove_dead
@@ -201,20 +201,7 @@ def _has_tensor(value: Any) -> bool:
 
 def record(module: GraphModule, inputs: Inputs) -> dict[Node, Any]:
     """The value of every node in a run, as it was when the node had run."""
-    bound = inspect.signature(module.forward).bind(*inputs.clone().args, **inputs.clone().kwargs)
-    bound.apply_defaults()
-    recorder = _Recorder(module)
+    recorder = numbers.Recorder(module)
     with torch.no_grad():
-        recorder.run(*bound.arguments.values())
+        recorder.run(*inputs.clone().bind(module.graph).values())
     return recorder.values
-
-
-class _Recorder(fx.Interpreter):
-    def __init__(self, module: GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=False)
-        self.values: dict[Node, Any] = {}
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        self.values[n] = pytree.tree_map_only(Tensor, torch.clone, value)
-        return value

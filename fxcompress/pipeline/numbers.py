@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
@@ -131,3 +131,16 @@ def evaluate(module: nn.Module, inputs: Inputs) -> Any:
     with torch.no_grad(), torch.random.fork_rng(devices=sorted({d.index or 0 for d in devices})):
         torch.manual_seed(0)
         return inputs.clone().call(module)
+
+
+class Recorder(fx.Interpreter):
+    """Runs a graph and keeps a copy of every node's value."""
+
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.values: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.values[n] = pytree.tree_map_only(Tensor, torch.clone, value)
+        return value

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxcompress.analysis import Analyses
@@ -187,19 +187,8 @@ def first_difference(before: GraphModule, after: GraphModule, inputs: Inputs) ->
 
 
 def _values(module: GraphModule, inputs: Inputs) -> dict[Node, Any]:
-    recorder = _Recorder(module)
+    recorder = numbers.Recorder(module)
     # A broken graph has still shown the values up to its fault.
     with torch.no_grad(), contextlib.suppress(RuntimeError, FxCompressError, TypeError):
         recorder.run(*inputs.clone().bind(module.graph).values())
     return recorder.values
-
-
-class _Recorder(fx.Interpreter):
-    def __init__(self, module: GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=False)
-        self.values: dict[Node, Any] = {}
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        self.values[n] = torch.utils._pytree.tree_map_only(Tensor, torch.clone, value)
-        return value

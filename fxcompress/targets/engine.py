@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import json
 import operator
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +20,8 @@ from fxcompress.errors import InputError, ModeError, TargetError
 from fxcompress.ir.guards import expect_constant
 from fxcompress.ir.inputs import Inputs
 from fxcompress.targets.onnx_export import Axis, Exported, export
+
+INSTALL = "pip install fxcompress[engines]"
 
 # engine -> (module, class) of its runner; imported when a network runs, so that a saved file names only these
 _RUNNERS = {
@@ -191,13 +194,41 @@ def _refuse_external_data(model: bytes) -> None:
     try:
         import onnx
     except ImportError as error:
-        raise TargetError("onnx is not installed", hint="pip install fxcompress[engines]") from error
+        raise TargetError("onnx is not installed", hint=INSTALL) from error
     try:
         network = onnx.load_model_from_string(model)
     except Exception as error:  # the parser's exceptions share no base class
         raise TargetError(f"the network is damaged: {error}", hint="save the model again") from error
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in network.graph.initializer):
         raise TargetError("the network reads its weights from other files, which ours never does", hint="do not use this file")
+
+
+# ---- the targets
+
+
+@dataclass(frozen=True)
+class EngineTarget:
+    """A target that hands whole graphs to the engine ``name``, which needs ``packages``.
+
+    Args:
+        threads: how many threads it computes with; None follows ``torch.get_num_threads()``.
+    """
+
+    threads: int | None = None
+    name: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]]
+
+    def missing(self) -> str | None:
+        """See :class:`fxcompress.targets.base.Target`."""
+        lacking = next((package for package in self.packages if importlib.util.find_spec(package) is None), None)
+        return None if lacking is None else f"{lacking} is not installed: {INSTALL}"
+
+    def lower(self, gm: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
+        """See :class:`fxcompress.targets.base.Target`."""
+        lacking = self.missing()
+        if lacking:
+            raise TargetError(f"target '{self.name}' cannot be used: {lacking}", hint=INSTALL)
+        return lower_to_engine(gm, inputs, self.name, self.threads)
 
 
 # ---- the graph around the module

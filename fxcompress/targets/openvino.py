@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
 from fxcompress.errors import TargetError
-from fxcompress.ir.inputs import Inputs
-from fxcompress.targets.engine import lower_to_engine
+from fxcompress.targets.engine import INSTALL, EngineTarget
 
-INSTALL = "pip install fxcompress[engines]"
 SHAPES = 4  # input shapes that get a network of their own; all others share one for any shape
 
 
 @dataclass(frozen=True)
-class OpenVinoTarget:
-    """Lower whole graphs to OpenVINO.
+class OpenVinoTarget(EngineTarget):
+    """Lowers whole graphs to OpenVINO."""
 
-    Args:
-        threads: how many threads it computes with; None follows ``torch.get_num_threads()``.
-    """
-
-    threads: int | None = None
-    name: str = "openvino"
-
-    def missing(self) -> str | None:
-        for package in ("openvino", "onnx"):
-            if importlib.util.find_spec(package) is None:
-                return f"{package} is not installed: {INSTALL}"
-        return None
-
-    def lower(self, gm: GraphModule, inputs: Inputs) -> GraphModule:
-        """See :class:`fxcompress.targets.base.Target`."""
-        lacking = self.missing()
-        if lacking:
-            raise TargetError(f"target 'openvino' cannot be used: {lacking}", hint=INSTALL)
-        return lower_to_engine(gm, inputs, "openvino", self.threads)
+    name: ClassVar[str] = "openvino"
+    packages: ClassVar[tuple[str, ...]] = ("openvino", "onnx")
 
 
 class OpenVinoRunner:
