@@ -89,6 +89,9 @@ KNOWN: dict[str, Net] = {
     "a write that nobody reads, seen through a view": Net(
         _IN, (step("scalar", 0, name="add", value=1.0), step("slice", 1, dim=1, start=0, stop=2), step("fn", 1, name="relu_")), 2
     ),
+    "a residual that is scaled": Net(
+        _IN, (step("conv", 0, **_CONV), step("conv", 0, **_CONV), step("scaled_add", 1, 2, alpha=2), step("fn", 3, name="relu")), 4
+    ),
     "a copy of what is written": Net(
         _IN,
         (
