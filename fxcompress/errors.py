@@ -13,6 +13,7 @@
     │   ├── PassError                a pass raised
     │   ├── DishonestPassError       a pass said something untrue about its change
     │   └── EquivalenceError         a pass changed the numbers more than it promised
+    ├── PlanError                a pruning plan contradicts itself, or was made for another network
     ├── TargetError              a target cannot run the graph, or is not installed
     ├── ModeError                training or gradients were asked of an inference-only module
     └── ArchiveError             a file cannot be written, or cannot be trusted
@@ -32,6 +33,7 @@ __all__ = [
     "OrderError",
     "PassError",
     "PipelineError",
+    "PlanError",
     "TargetError",
     "UnknownPassError",
     "UnsupportedModelError",
@@ -88,6 +90,10 @@ class DishonestPassError(PipelineError):
 
 class EquivalenceError(PipelineError):
     """A pass changed the numbers by more than its semantics promise."""
+
+
+class PlanError(FxCompressError):
+    """A pruning plan contradicts itself, or was made for another network."""
 
 
 class TargetError(FxCompressError):

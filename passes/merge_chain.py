@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from fxcompress.ir.edit import private_copy
+from fxcompress.ir.copying import private_copy
 from fxcompress.ir.view import module_of, view
 from fxcompress.passes.weights import CONVS, install, is_zero, padding_of, shift_obstacle
 from fxcompress.pipeline import Property, RulePass

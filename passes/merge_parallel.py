@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from fxcompress.ir.edit import private_copy
+from fxcompress.ir.copying import private_copy
 from fxcompress.ir.effects import may_alias
 from fxcompress.ir.view import module_of, spec_of, view
 from fxcompress.passes.weights import CONVS, channel_axis, channels, install

@@ -110,7 +110,13 @@ class ModelCost:
 def weight_cost(module: nn.Module) -> tuple[int, int]:
     """(elements of distinct parameters, bytes of distinct parameters and buffers). Float buffers of a lowered module
     named like parameters count as parameters: they hold the same numbers."""
-    tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    tensors = distinct_tensors(module)
+    params = sum(t.numel() for _, t, is_parameter in tensors if is_parameter)
+    return params, sum(t.numel() * t.element_size() for _, t, _ in tensors)
+
+
+def distinct_tensors(module: nn.Module) -> list[tuple[str, Tensor, bool]]:
+    """Every parameter and buffer once, by the first of its names, and whether it counts as a parameter."""
     lowered = {
         id(b)
         for m in module.modules()
@@ -118,5 +124,5 @@ def weight_cost(module: nn.Module) -> tuple[int, int]:
         for name, b in m._buffers.items()
         if b is not None and name in ("weight", "bias")
     }
-    params = sum(t.numel() for key, t in tensors.items() if isinstance(t, nn.Parameter) or key in lowered)
-    return params, sum(t.numel() * t.element_size() for t in tensors.values())
+    named = (*module.named_buffers(), *module.named_parameters())
+    return [(name, t, isinstance(t, nn.Parameter) or id(t) in lowered) for name, t in {id(t): (name, t) for name, t in named}.values()]

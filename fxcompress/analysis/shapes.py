@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from fxcompress.analysis.base import Analyses, Analysis
+from fxcompress.ir.copying import copied
 from fxcompress.ir.inputs import Inputs
 
 _META = torch.device("meta")
@@ -82,7 +82,7 @@ class Shapes(Analysis):
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the model's own warnings are shown when the user runs it
-                return self.run(node)
+                return pytree.tree_map_only(Tensor, lambda t: t if t.is_meta else _to_meta(t), self.run(node))
         except Exception as error:  # any operation may refuse the meta device in its own way
             self._reasons[node] = f"{node.name} needs data: {type(error).__name__}: {error}"
             return None
@@ -93,11 +93,20 @@ class Shapes(Analysis):
         if node.op == "get_attr":
             return pytree.tree_map_only(Tensor, _to_meta, attribute(self.module, str(node.target)))
         if node.op == "call_module":
-            return meta_twin(self.module.get_submodule(str(node.target)))(*args, **kwargs)
+            layer = self.module.get_submodule(str(node.target))
+            return args[0] if _keeps_shape(layer, args) else meta_twin(layer)(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
         return node.target(*args, **kwargs)
+
+
+def _keeps_shape(layer: nn.Module, args: Any) -> bool:
+    """Whether it is a batch norm that fits its input: torch takes long to find out that nothing changes."""
+    if not isinstance(layer, nn.modules.batchnorm._BatchNorm) or layer.training or len(args) != 1 or args[0].ndim < 2:
+        return False
+    tensors = (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
+    return all(t.numel() == args[0].shape[1] and t.dtype == args[0].dtype for t in tensors if t.ndim == 1)
 
 
 def attribute(module: nn.Module, path: str) -> Any:
@@ -110,10 +119,7 @@ def attribute(module: nn.Module, path: str) -> Any:
 
 def meta_twin(module: nn.Module) -> nn.Module:
     """A copy of ``module`` whose parameters and buffers are on the meta device; no data is copied."""
-    tensors = (*module.parameters(), *module.buffers())
-    return copy.deepcopy(
-        module, {id(t): nn.Parameter(_to_meta(t), t.requires_grad) if isinstance(t, nn.Parameter) else _to_meta(t) for t in tensors}
-    )
+    return copied(module, _to_meta)
 
 
 def _to_meta(tensor: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+
+from fxcompress.ir.copying import copied, private_copy
 
 PROVENANCE = "fxcompress_from"  # node.meta key: names of the captured nodes that a node stands for
 
@@ -123,6 +124,21 @@ class Editor:
         self._note_inside(str(node.target))
         return self._describe(node, of)
 
+    def call(self, path: str, args: tuple[Any, ...], *, before: Node, of: Iterable[Node]) -> Node:
+        """Insert a call of a module that is in the tree already; it stands for the nodes ``of``."""
+        with self.graph.inserting_before(before):
+            node = self.graph.call_module(path, args)
+        self._callers.setdefault(path, set()).add(node)
+        return self._describe(node, of)
+
+    def read(self, path: str, *, before: Node, of: Iterable[Node]) -> Node:
+        """Insert a read of a parameter or buffer that is in the tree already."""
+        with self.graph.inserting_before(before):
+            node = self.graph.get_attr(path)
+        self._callers.setdefault(path, set()).add(node)
+        self._note_inside(path)
+        return self._describe(node, of)
+
     def _describe(self, node: Node, of: Iterable[Node]) -> Node:
         sources = list(of)
         for source in sources:
@@ -173,15 +189,6 @@ def own(node: Node, editor: Editor) -> nn.Module:
     return private
 
 
-def private_copy(original: nn.Module) -> nn.Module:
-    """A module that shares the tensors of ``original`` but may be given others."""
-    private = copy.copy(original)
-    private.__dict__ = dict(original.__dict__)
-    for table in ("_parameters", "_buffers", "_modules"):
-        private.__dict__[table] = dict(original.__dict__[table])
-    return private
-
-
 def set_parameter(module: nn.Module, name: str, value: Tensor | None) -> None:
     """Give a private module a new parameter (never changes the old tensor in place); keeps ``requires_grad``."""
     old = module._parameters.get(name)
@@ -194,6 +201,4 @@ def set_parameter(module: nn.Module, name: str, value: Tensor | None) -> None:
 
 def share(module: GraphModule) -> GraphModule:
     """A copy of the graph and its modules that shares the tensors."""
-    tensors: tuple[Tensor, ...] = (*module.parameters(), *module.buffers())
-    memo: dict[int, Any] = {id(t): t for t in tensors}
-    return copy.deepcopy(module, memo)
+    return copied(module)

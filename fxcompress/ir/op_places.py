@@ -52,7 +52,10 @@ def _shapes() -> Iterator[OpSpec]:
     yield op("unsqueeze", "input dim", functions=(torch.unsqueeze,), methods="unsqueeze", traits=view)
     yield op("expand", "input *sizes", methods="expand", traits=view)
     yield op("expand_as", "input other", methods="expand_as", traits=view)
+    yield op("view_as", "input other", methods="view_as reshape_as", traits=view)
     yield op("getitem", "input index", functions=(operator.getitem,), traits=view)
+    yield op("select", "input dim index", functions=(torch.select,), methods="select", traits=view)
+    yield op("movedim", "input source destination", functions=(torch.movedim, torch.moveaxis), methods="movedim moveaxis", traits=view)
     yield op("narrow", "input dim start length", functions=(torch.narrow,), methods="narrow", traits=view)
     yield op("chunk", "input chunks dim", functions=(torch.chunk,), methods="chunk", traits=view, dim=0)
     yield op("split", "input split_size_or_sections dim", functions=(torch.split,), traits=view, dim=0)
@@ -153,10 +156,15 @@ def _spatial() -> Iterator[OpSpec]:
     )
     for name in ("mean", "sum", "amax", "amin"):
         yield op(name, "input dim keepdim", functions=(getattr(torch, name),), methods=name, dim=None, keepdim=False)
-    for name in ("var", "std", "cumsum", "argmax", "argmin", "norm", "topk", "max", "min", "any", "all"):
+    for name in ("var", "std"):
+        rest: dict[str, Any] = {"dim": None, "unbiased": True, "keepdim": False, "correction": None}
+        yield op(name, "input dim unbiased keepdim correction", functions=(getattr(torch, name),), methods=name, **rest)
+    yield op("norm", "input p dim keepdim dtype", functions=(torch.norm,), methods="norm", p="fro", dim=None, keepdim=False, dtype=None)
+    yield op("norm", "input ord dim keepdim", functions=(torch.linalg.vector_norm,), ord=2, dim=None, keepdim=False)
+    for name in ("cumsum", "argmax", "argmin", "topk", "max", "min", "any", "all"):
         yield op(name, "input dim keepdim *rest", functions=(getattr(torch, name),), methods=name)
     yield op("einsum", "equation *operands", functions=(torch.einsum,), traits=(Trait.VIEW,))  # of one operand: a permutation, a diagonal
-    yield op("normalize", "input p dim eps", functions=(F.normalize,), p=2.0, dim=1, eps=1e-12)
+    yield op("normalize", "input p dim eps out", functions=(F.normalize,), p=2.0, dim=1, eps=1e-12, out=None)
 
 
 def rows() -> Iterator[OpSpec]:

@@ -75,6 +75,10 @@ def _arithmetic() -> Iterator[OpSpec]:
         min=None,
         max=None,
     )
+    for name in ("addcmul", "addcdiv"):
+        operands = "input tensor1 tensor2 value"
+        yield op(name, operands, functions=(getattr(torch, name),), methods=name, traits=(Trait.ELEMENTWISE,), value=1)
+    yield op("lerp", "input end weight", functions=(torch.lerp,), methods="lerp", traits=(Trait.ELEMENTWISE,))
     yield op("maximum", "input other", functions=(torch.maximum,), methods="maximum", traits=(Trait.ELEMENTWISE,))
     yield op("minimum", "input other", functions=(torch.minimum,), methods="minimum", traits=(Trait.ELEMENTWISE,))
     yield op("where", "condition input other", functions=(torch.where,), traits=(Trait.ELEMENTWISE,))

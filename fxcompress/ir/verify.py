@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePath
+
 import torch
 from torch.fx import GraphModule, Node
 
@@ -53,6 +56,14 @@ def source_line(node: Node) -> str | None:
     parts = frames[-1].split('"')
     number = frames[-1].split("line ")[-1].split(",")[0].strip()
     return f"{parts[1]}:{number}" if len(parts) > 2 else None
+
+
+def place(source: str | None) -> str:
+    """A source line without the folders that say nothing: what follows site-packages, else the last three parts."""
+    if not source:
+        return ""
+    parts = PurePath(re.split(r"(?:site|dist)-packages[\\/]", source)[-1]).parts
+    return "/".join(parts[-3:])
 
 
 def neighbourhood(node: Node, before: int = 3, after: int = 3) -> str:

@@ -5,6 +5,7 @@ from fxcompress.report.graphs import graph_view
 from fxcompress.report.model import (
     Accuracy,
     Candidate,
+    ChangedLine,
     Environment,
     GraphPair,
     GraphView,
@@ -12,12 +13,14 @@ from fxcompress.report.model import (
     MissedLine,
     NodeView,
     PassLine,
+    PrunedLine,
     Report,
 )
 
 __all__ = [
     "Accuracy",
     "Candidate",
+    "ChangedLine",
     "Environment",
     "GraphPair",
     "GraphView",
@@ -25,6 +28,7 @@ __all__ = [
     "MissedLine",
     "NodeView",
     "PassLine",
+    "PrunedLine",
     "Report",
     "environment",
     "graph_view",

@@ -97,6 +97,8 @@ def _sections(report: Report) -> str:
         beside += _section("passes", "Passes", _table(rows.PASS_HEAD, rows.pass_rows(report), "Passes"))
     cost = _section("cost", "Before and after", _table(rows.COST_HEAD, rows.cost_rows(report), "Before and after"))
     top = f"<div class='columns'>{cost}<div>{beside}</div></div>"
+    if report.pruned:
+        top += _section("channels", "Channels", _table(rows.PRUNED_HEAD, rows.pruned_rows(report), "Channels"))
     if report.missed:
         top += _section("missed", "Not rewritten", _missed(report))
     graphs = "".join(_graphs(pair, place) for place, pair in enumerate(report.graphs))

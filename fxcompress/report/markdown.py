@@ -18,6 +18,8 @@ def render(report: Report) -> str:
     """The whole report."""
     blocks = [f"# {escape(report.title or report.model)}", "\n".join(f"- {escape(line)}" for line in rows.fact_lines(report))]
     blocks.append(_table(rows.COST_HEAD, rows.cost_rows(report), "lrrl"))
+    if report.pruned:
+        blocks += ["## Channels", _table(rows.PRUNED_HEAD, rows.pruned_rows(report), "lrrrll")]
     if report.passes:
         blocks += ["## Passes", _table(rows.PASS_HEAD, rows.pass_rows(report), "lcrrr")]
     if report.race:

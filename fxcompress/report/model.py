@@ -30,7 +30,8 @@ class Accuracy:
 
     ``max_abs``: largest absolute difference. ``relative``: the same over the largest value. ``sqnr_db``:
     10 log10(signal power / error power); inf when the outputs are equal. ``relative64``: as ``relative``, with the same
-    rewrites in float64 (None when that could not be checked). ``note``: what was checked, and how.
+    rewrites in float64, and of a pruned network from the masked one (None when that could not be checked). ``note``: what
+    was checked, and how.
     """
 
     max_abs: float
@@ -57,6 +58,30 @@ class MissedLine:
 
     node: str
     why: str
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class PrunedLine:
+    """Channels that were removed or kept together: how many there were and are, the layers that make and that read them.
+
+    ``name``: of the layer that makes them. ``why``: what kept more of them than asked for.
+    """
+
+    name: str
+    channels: int
+    kept: int
+    producers: tuple[str, ...] = ()
+    consumers: tuple[str, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class ChangedLine:
+    """A statistic over channels (layer norm, softmax) that runs over fewer of them: there the function itself changed."""
+
+    node: str
+    axis: int
     source: str | None = None
 
 
@@ -120,10 +145,11 @@ class Environment:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is known of one call of ``compress``.
+    """Everything that is known of one call of ``compress`` or ``prune``.
 
     ``model``: how the user names it. ``capture``: which step of the ladder took it, ``capture_notes``: what had to be
-    assumed. ``target``: what the kept form runs on. ``seconds``: of the whole call.
+    assumed. ``target``: what the kept form runs on. ``pruned``: the groups of channels, ``changed``: the statistics that
+    run over fewer of them. ``seconds``: of the whole call.
     """
 
     model: str
@@ -139,6 +165,8 @@ class Report:
     passes: tuple[PassLine, ...] = ()
     missed: tuple[MissedLine, ...] = ()
     race: tuple[Candidate, ...] = ()
+    pruned: tuple[PrunedLine, ...] = ()
+    changed: tuple[ChangedLine, ...] = ()
     seconds: float = 0.0
     graphs: tuple[GraphPair, ...] = ()
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from fxcompress.report import units
 
 if TYPE_CHECKING:
-    from fxcompress.report.model import MissedLine, Report
+    from fxcompress.report.model import MissedLine, PrunedLine, Report
 
 Row = tuple[str, ...]
 
 COST_HEAD: Row = ("", "before", "after", "")
 PASS_HEAD: Row = ("pass", "changed", "rewrites", "time", "error")
+PRUNED_HEAD: Row = ("channels of", "before", "after", "", "read by", "note")
 RACE_HEAD: Row = ("target", "latency", "spread", "", "note")
 
 
@@ -53,6 +54,29 @@ def pass_rows(report: Report) -> list[Row]:
     ]
 
 
+def pruned_rows(report: Report) -> list[Row]:
+    """The groups of channels, in the order of the network."""
+    return [
+        (shorten(line.name, 40), str(line.channels), str(line.kept), units.ratio(line.channels, line.kept), _readers(line), line.why)
+        for line in report.pruned
+    ]
+
+
+def _readers(line: PrunedLine) -> str:
+    """The first layer that reads the channels, and how many more do."""
+    first = [shorten(name.removesuffix(".weight"), 24) for name in line.consumers[:1]]
+    return " + ".join([*first, *([str(len(line.consumers) - 1)] if len(line.consumers) > 1 else [])])
+
+
+def changed_text(report: Report) -> str:
+    """Where the function itself changed, in one sentence; "" for nowhere."""
+    if not report.changed:
+        return ""
+    nodes = list(dict.fromkeys(_example(line.node, line.source) for line in report.changed))
+    more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
+    return f"statistics over fewer channels, so that the function itself changes there: {', '.join(nodes[:3])}{more}"
+
+
 def race_rows(report: Report) -> list[Row]:
     """The kept one first, then the others from fast to slow, then those that did not run."""
     order = sorted(report.race, key=lambda c: (not c.kept, c.latency_ms is None, c.latency_ms or 0.0))
@@ -83,7 +107,7 @@ def fact_lines(report: Report) -> list[str]:
     lines = [", ".join(part for part in how if part), ", ".join(part for part in machine if part)]
     if report.accuracy is not None and report.accuracy.note:
         lines.append(f"numbers: {report.accuracy.note}")
-    return [line for line in (*lines, *report.capture_notes) if line]
+    return [line for line in (*lines, changed_text(report), *report.capture_notes) if line]
 
 
 @dataclass(frozen=True)
@@ -95,13 +119,13 @@ class MissedGroup:
 
     def examples(self, limit: int) -> list[str]:
         """ "node (file:line)" of the first few."""
-        shown = [_example(line) for line in self.lines[:limit]]
+        shown = [_example(line.node, line.source) for line in self.lines[:limit]]
         more = len(self.lines) - len(shown)
         return [*shown, f"and {more} more"] if more else shown
 
 
-def _example(line: MissedLine) -> str:
-    where, node = units.place(line.source), shorten(line.node, 36)
+def _example(name: str, source: str | None) -> str:
+    where, node = units.place(source), shorten(name, 36)
     return f"{node} ({where})" if where else node
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fxcompress.report.model import Report
 
 MISSED_LINES = 24
+PRUNED_LINES = 40
 
 
 def render(report: Report, width: int = 96) -> str:
@@ -23,6 +24,8 @@ def render(report: Report, width: int = 96) -> str:
         head += textwrap.wrap(units.printable(line), width, subsequent_indent="  ", max_lines=3, placeholder=" ...")
     blocks = ["\n".join(head)]
     blocks.append(_table(rows.COST_HEAD, rows.cost_rows(report), "lrrl"))
+    if report.pruned:
+        blocks.append(_pruned(report, width))
     if report.passes:
         blocks.append(_table(rows.PASS_HEAD, _fit(rows.PASS_HEAD, rows.pass_rows(report), 0, width), "lcrrr"))
     if report.race:
@@ -45,6 +48,13 @@ def _fit(head: rows.Row, body: Sequence[rows.Row], column: int, width: int) -> l
     others = sum(max(len(head[i]) + 2, *(len(row[i]) for row in body)) + 2 for i in range(len(head)) if i != column)
     room = max(8, width - others)
     return [tuple(units.clip(cell, room) if i == column else cell for i, cell in enumerate(row)) for row in body]
+
+
+def _pruned(report: Report, width: int) -> str:
+    body = rows.pruned_rows(report)
+    more = [f"  and {len(body) - PRUNED_LINES} more; the JSON and HTML forms list all"] if len(body) > PRUNED_LINES else []
+    fitting = _fit(rows.PRUNED_HEAD, body[:PRUNED_LINES], 5, width)
+    return "\n".join([_table(rows.PRUNED_HEAD, _fit(rows.PRUNED_HEAD, fitting, 0, width), "lrrrll"), *more])
 
 
 def _missed(report: Report, width: int) -> list[str]:

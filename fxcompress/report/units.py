@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from pathlib import PurePath
+
+from fxcompress.ir.verify import place as place
 
 _COUNT = ("", "k", "M", "G", "T", "P")
 _BYTES = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -82,14 +82,6 @@ def speedup(before: float | None, after: float | None, spreads: Sequence[float |
 def shape(dims: Sequence[int]) -> str:
     """(1, 64, 56, 56) -> "1x64x56x56"; "scalar" for none."""
     return "x".join(map(str, dims)) if len(dims) else "scalar"
-
-
-def place(source: str | None) -> str:
-    """A source line without the folders that say nothing: what follows site-packages, else the last three parts."""
-    if not source:
-        return ""
-    parts = PurePath(re.split(r"(?:site|dist)-packages[\\/]", source)[-1]).parts
-    return "/".join(parts[-3:])
 
 
 def plural(number: int, word: str) -> str:

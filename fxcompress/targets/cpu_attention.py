@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxcompress.errors import ModeError, TargetError
+from fxcompress.errors import TargetError
 from fxcompress.targets.cpu_kernels import kernels, refuse_gradients
 from fxcompress.targets.cpu_modules import PackedLinear
+from fxcompress.targets.inference import InferenceOnly
 
 __all__ = ["PackedSelfAttention", "lowerable_attention"]
 
 
-class PackedSelfAttention(nn.Module):
+class PackedSelfAttention(InferenceOnly):
     """``nn.MultiheadAttention(x, x, x, need_weights=False)[0]`` in inference, without masks.
 
     Input and output (N, L, E) with ``batch_first``, else (L, N, E). The state has the keys of ``nn.MultiheadAttention``.
@@ -84,15 +85,6 @@ class PackedSelfAttention(nn.Module):
             # a tuple, so that it is no submodule: its tensors are the buffers of this module
             self._in_proj = (self.in_proj_weight, self.in_proj_bias, packed)
         return packed
-
-    def train(self, mode: bool = True) -> Self:
-        """Only ``train(False)`` is possible; anything else raises ModeError."""
-        if mode:
-            raise ModeError(
-                f"{type(self).__name__} was lowered for inference and cannot be trained",
-                hint="train the original model and compress it again",
-            )
-        return super().train(False)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxcompress.errors import ModeError, TargetError
+from fxcompress.errors import TargetError
 from fxcompress.targets.cpu_kernels import ordinary_mode, refuse_gradients
+from fxcompress.targets.inference import InferenceOnly
 
 __all__ = ["OneDnnGraph", "onednn_graph_missing"]
 
@@ -42,7 +43,7 @@ def onednn_graph_missing() -> str | None:
     return None
 
 
-class OneDnnGraph(nn.Module):
+class OneDnnGraph(InferenceOnly):
     """Runs ``graph`` compiled for the shapes it is called with; same positional tensor inputs, same outputs (any nesting).
 
     ``graph`` is the state and the fallback: it may hold PackedConv and PackedLinear, which show their plain form to the
@@ -119,15 +120,6 @@ class OneDnnGraph(nn.Module):
         self._compiled, self._seen, self.refused = {}, [], {}
         self._tensors = [*self.graph.parameters(), *self.graph.buffers()]
         self._versions = 0
-
-    def train(self, mode: bool = True) -> OneDnnGraph:
-        """Only ``train(False)`` is possible; anything else raises ModeError."""
-        if mode:
-            raise ModeError(
-                "this model was lowered for inference and cannot be trained", hint="train the original model and compress it again"
-            )
-        super().train(False)
-        return self
 
     def _apply(self, *args: Any, **kwargs: Any) -> OneDnnGraph:
         super()._apply(*args, **kwargs)

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxcompress.errors import ModeError, TargetError
+from fxcompress.errors import TargetError
 from fxcompress.ir.activation import Activation
 from fxcompress.targets.cpu_kernels import kernels, refuse_gradients, runs_native
 from fxcompress.targets.cpu_plans import ConvGeometry, Plan, conv_plan, finish, linear_plan, matmul_plan, prefers_mkl
+from fxcompress.targets.inference import InferenceOnly
 
 __all__ = ["PackedConv", "PackedLinear", "lowerable"]
 
@@ -26,7 +27,7 @@ _CONVS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3
 _MAX_PLANS = 16  # input shapes for which packed weights are kept
 
 
-class _Packed(nn.Module):
+class _Packed(InferenceOnly):
     """What both modules share: the state, plans by input shape, the refusal of training."""
 
     weight: Tensor
@@ -80,15 +81,6 @@ class _Packed(nn.Module):
 
     def _forget(self) -> None:
         self._plans, self._planned_for = {}, (None, None)
-
-    def train(self, mode: bool = True) -> Self:
-        """Only ``train(False)`` is possible; anything else raises ModeError."""
-        if mode:
-            raise ModeError(
-                f"{type(self).__name__} was lowered for inference and cannot be trained",
-                hint="train the original model and compress it again",
-            )
-        return super().train(False)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -19,6 +19,7 @@ from torch.fx.node import Node
 from fxcompress.errors import InputError, ModeError, TargetError
 from fxcompress.ir.guards import expect_constant
 from fxcompress.ir.inputs import Inputs
+from fxcompress.targets.inference import InferenceOnly
 from fxcompress.targets.onnx_export import Axis, Exported, export
 
 INSTALL = "pip install fxcompress[engines]"
@@ -70,7 +71,7 @@ class Port:
         return f"{self.dtype} ({', '.join(map(str, self.axes))})"
 
 
-class EngineModule(nn.Module):
+class EngineModule(InferenceOnly):
     """A network that an engine runs: tensors in, a tuple of fresh tensors out.
 
     It holds the engine's file as bytes and is compiled when it is first called, so it can be deep-copied, pickled and
@@ -120,11 +121,6 @@ class EngineModule(nn.Module):
             if self._runner is None:
                 self._runner = _make_runner(self.engine, self.model, self._threads or torch.get_num_threads())
             return self._runner([tensor.detach().contiguous() for tensor in tensors])
-
-    def train(self, mode: bool = True) -> Self:
-        if mode:
-            raise ModeError("a network in an engine cannot be trained", hint="train the original model and compress it again")
-        return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         probe = fn(torch.empty(0))

@@ -34,17 +34,44 @@ def interleaved(
     forms: Mapping[str, Callable[[], object]], *, seconds: float = 0.4, blocks: int = 4, synchronize: Callable[[], None] = lambda: None
 ) -> dict[str, Timing]:
     """Time every form for about ``seconds`` in total each, in ``blocks`` alternating blocks of at least two calls."""
+    samples = _samples(forms, seconds / blocks, synchronize, lambda block, taken: list(forms) if block < blocks else [])
+    return {name: Timing.of(taken) for name, taken in samples.items()}
+
+
+def race(
+    forms: Mapping[str, Callable[[], object]], *, blocks: int = 8, seconds: float = 0.1, synchronize: Callable[[], None] = lambda: None
+) -> dict[str, Timing]:
+    """Time forms until it is clear which one is the fastest: every form in two blocks of about ``seconds``, then in up to
+    ``blocks`` those whose fast half overlaps with that of the best. Long calls are steadier and get half of the blocks."""
+
+    def running(block: int, taken: Mapping[str, list[float]]) -> list[str]:
+        if block < 2:
+            return list(forms)
+        best = min(statistics.median(times) for times in taken.values())
+        close = [name for name, times in taken.items() if statistics.quantiles(times, n=4)[0] <= best]
+        return close if len(close) > 1 and block < (blocks // 2 if best > LONG else blocks) else []
+
+    return {name: Timing.of(taken) for name, taken in _samples(forms, seconds, synchronize, running).items()}
+
+
+def _samples(
+    forms: Mapping[str, Callable[[], object]],
+    seconds: float,
+    synchronize: Callable[[], None],
+    running: Callable[[int, Mapping[str, list[float]]], list[str]],
+) -> dict[str, list[float]]:
+    """Seconds of every call. ``running(block, samples)`` names the forms that take part in a block; none ends it."""
     samples: dict[str, list[float]] = {name: [] for name in forms}
     with torch.inference_mode():
         first = {name: _timed(form, synchronize) for name, form in forms.items()}  # packs weights, compiles, allocates
-        for block in range(blocks):
-            for name, form in forms.items():
-                is_long = min([first[name], *samples[name]]) > LONG
-                if is_long and block >= max(2, blocks // 2):
-                    continue  # long calls are steadier, and half of the blocks are enough
+        block = 0
+        while names := running(block, samples):
+            for name in names:
                 time.sleep(PAUSE)
-                samples[name] += _block(form, seconds / blocks, synchronize, wake=not is_long)
-    return {name: Timing.of(taken) for name, taken in samples.items()}
+                wake = min([first[name], *samples[name]]) <= LONG
+                samples[name] += _block(forms[name], seconds, synchronize, wake=wake)
+            block += 1
+    return samples
 
 
 def _block(form: Callable[[], object], seconds: float, synchronize: Callable[[], None], *, wake: bool) -> list[float]:
