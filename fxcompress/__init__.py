@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 from fxcompress import errors
 
 if TYPE_CHECKING:
-    from fxcompress.api import compress, trace
+    from fxcompress.api import compress, plan, prune, trace
     from fxcompress.ir.inputs import Inputs
     from fxcompress.pipeline import Pass, PassContext, PassResult, Pipeline, Property, Remark, RulePass, Semantics
+    from fxcompress.pruning.criteria import Criterion, Scoring
+    from fxcompress.pruning.options import Budget, Prune
+    from fxcompress.pruning.plan import PruningPlan
     from fxcompress.report import Report
     from fxcompress.result import load
     from fxcompress.rewrite import Rule, Rules
@@ -25,40 +28,54 @@ __version__ = version("fxcompress")
 
 # Names are imported when they are first used: the command line shows its help without importing torch.
 _HOMES = {
+    "Budget": "fxcompress.pruning.options",
+    "Criterion": "fxcompress.pruning.criteria",
     "Inputs": "fxcompress.ir.inputs",
     "Pass": "fxcompress.pipeline",
     "PassContext": "fxcompress.pipeline",
     "PassResult": "fxcompress.pipeline",
     "Pipeline": "fxcompress.pipeline",
     "Property": "fxcompress.pipeline",
+    "Prune": "fxcompress.pruning.options",
+    "PruningPlan": "fxcompress.pruning.plan",
     "Remark": "fxcompress.pipeline",
     "Report": "fxcompress.report",
     "Rule": "fxcompress.rewrite",
     "RulePass": "fxcompress.pipeline",
     "Rules": "fxcompress.rewrite",
+    "Scoring": "fxcompress.pruning.criteria",
     "Semantics": "fxcompress.pipeline",
     "compress": "fxcompress.api",
     "load": "fxcompress.result",
+    "plan": "fxcompress.api",
+    "prune": "fxcompress.api",
     "save": "fxcompress.storage",
     "trace": "fxcompress.api",
 }
 
 __all__ = [
+    "Budget",
+    "Criterion",
     "Inputs",
     "Pass",
     "PassContext",
     "PassResult",
     "Pipeline",
     "Property",
+    "Prune",
+    "PruningPlan",
     "Remark",
     "Report",
     "Rule",
     "RulePass",
     "Rules",
+    "Scoring",
     "Semantics",
     "compress",
     "errors",
     "load",
+    "plan",
+    "prune",
     "save",
     "trace",
 ]

@@ -1,4 +1,4 @@
-"""What ``compress`` gives back for a model that was captured whole."""
+"""What ``compress`` and ``prune`` give back."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 from fxcompress.errors import ArchiveError
+from fxcompress.pruning import handover
+from fxcompress.pruning.plan import PruningPlan
 from fxcompress.report import Report
 from fxcompress.storage import load as load_graph
 from fxcompress.storage import save
@@ -18,12 +20,17 @@ _REPORT = "fxcompress_report"
 
 
 class Compressed(AcceleratedGraph):
-    """A compressed model: an ordinary module with the signature of the original, its report, and a way to a file."""
+    """A compressed or pruned model: an ordinary module with the signature of the original, its report, and a way to a file."""
 
     @property
     def report(self) -> Report:
         """What was done, and what it brought."""
         return Report.from_json(self.meta[_REPORT])
+
+    @property
+    def plan(self) -> PruningPlan | None:
+        """Which channels were removed; None for a model that was not pruned."""
+        return handover.applied(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model and its report to one file; :func:`fxcompress.load` reads it without the model's source.
@@ -37,12 +44,14 @@ class Compressed(AcceleratedGraph):
         return self.report._repr_html_()
 
 
-def whole(module: GraphModule, report: Report) -> Compressed:
+def whole(module: GraphModule, report: Report, plan: PruningPlan | None = None) -> Compressed:
     """The result for a model that is one graph."""
     result = Compressed(module, module.graph)
     result.training = module.training
     result.meta.update(module.meta)
     result.meta[_REPORT] = report.to_json()
+    if plan is not None:
+        handover.settle(result, plan)
     return result
 
 
@@ -50,11 +59,17 @@ class InParts:
     """Mixin of the result for a model of which only parts could be captured: the user's own class around graph modules."""
 
     fxcompress_report: str
+    fxcompress_plan: str | None
 
     @property
     def report(self) -> Report:
         """What was done, and what it brought."""
         return Report.from_json(self.fxcompress_report)
+
+    @property
+    def plan(self) -> PruningPlan | None:
+        """Which channels were removed, part by part; None for a model that was not pruned."""
+        return None if self.fxcompress_plan is None else PruningPlan.from_json(self.fxcompress_plan)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Always an ArchiveError: the code between the parts is the user's own and has no safe form in a file."""
@@ -67,11 +82,11 @@ class InParts:
         return self.report._repr_html_()
 
 
-def in_parts(module: nn.Module, report: Report) -> nn.Module:
+def in_parts(module: nn.Module, report: Report, plan: PruningPlan | None = None) -> nn.Module:
     """The result for a copy of the user's module in which the captured parts are replaced."""
     kind = type(module)
     module.__class__ = type(kind.__name__, (InParts, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
-    module.fxcompress_report = report.to_json()  # type: ignore[assignment]
+    module.__dict__.update(fxcompress_report=report.to_json(), fxcompress_plan=None if plan is None else plan.to_json())
     return module
 
 

@@ -161,6 +161,20 @@ KNOWN: dict[str, Net] = {
         ),
         (5, 1),
     ),
+    "one attention layer called twice, with a norm between": Net(
+        ((5, 6),),
+        (
+            step("mha", 0, width=6, heads=2),
+            step("ln", 1, shape=(6,)),
+            step("mha", 2, width=6, heads=2, same=0),
+            step("binary", 0, 3, name="add"),
+        ),
+        4,
+    ),
+    "attention across, whose weights are used": Net(
+        ((5, 6),), (step("mha", 0, width=6, heads=3, first=False, bias=False, cross=True, weights=True), step("fn", 1, name="relu")), 2
+    ),
+    "attention with dropout in training mode": Net(((5, 6),), (step("mha", 0, width=6, heads=2, p=0.2),), 1, train=True),
     "squeeze and excite": Net(
         _IN,
         (

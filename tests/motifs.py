@@ -140,6 +140,19 @@ def alias(p: Pool) -> int | None:
     return binary(p, w, reader) if p.shape(w) == p.shape(reader) else reader
 
 
+def encoder(p: Pool) -> int | None:
+    """``nn.MultiheadAttention`` on one value or across two, normed before or after, perhaps with a residual."""
+    x = p.tensor((3,), where=lambda t: t.shape[-1] <= 24)
+    if x is None:
+        return None
+    width = p.shape(x)[-1]
+    y = p.add("ln", x, shape=(width,)) if p.flag() else x
+    options = {name: p.flag(default) for name, default in (("first", True), ("bias", True), ("cross", False), ("weights", False))}
+    heads = p.pick([h for h in (1, 2, 3) if width % h == 0])
+    y = p.add("mha", y, width=width, heads=heads, **options, **p.pick([{}, {"p": 0.2}]))
+    return p.add("binary", x, y, name="add") if p.flag(True) else y
+
+
 MOTIFS: list[Maker] = [
-    conv_norm_act, residual, two_readers, shared_layer, branches, chain, squeeze_excite, alias, projections, again,
+    conv_norm_act, residual, two_readers, shared_layer, branches, chain, squeeze_excite, alias, projections, again, encoder,
 ]  # fmt: skip

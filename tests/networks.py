@@ -171,6 +171,20 @@ class SelfAttention(nn.Module):
         return y.transpose(1, 2).reshape(x.size(0), -1, self.width)
 
 
+class MultiHead(nn.Module):
+    """``nn.MultiheadAttention``, a leaf, on one value (``cross``: keys and values are another one); its weights are used or not."""
+
+    def __init__(self, width: int, heads: int, p: float, first: bool, bias: bool, cross: bool, weights: bool) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, heads, p, bias, batch_first=first)
+        self.cross, self.weights = cross, weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.flip(1) if self.cross else x
+        result, weights = self.attention(x, y, y, need_weights=self.weights)
+        return result + weights.sum() if self.weights else result
+
+
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
@@ -207,6 +221,9 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
     "pixel_shuffle": lambda r: nn.PixelShuffle(r),
     "flatten_layer": lambda start=1: nn.Flatten(start),
     "attention": lambda width, heads, p=0.0: SelfAttention(width, heads, p),
+    "mha": lambda width, heads, p=0.0, first=True, bias=True, cross=False, weights=False: MultiHead(
+        width, heads, p, first, bias, cross, weights
+    ),
 }
 
 

@@ -14,6 +14,7 @@ from fxcompress.pipeline import Pipeline
 from fxcompress.report import (
     Accuracy,
     Candidate,
+    ChangedLine,
     Environment,
     GraphPair,
     GraphView,
@@ -21,6 +22,7 @@ from fxcompress.report import (
     MissedLine,
     NodeView,
     PassLine,
+    PrunedLine,
     Report,
     graph_view,
 )
@@ -63,6 +65,11 @@ def report(name: str = "resnet50", graphs: tuple[GraphPair, ...] = (), notes: tu
             Candidate("openvino", 28.9, True, "", 0.8),
             Candidate("onnxruntime", None, False, "not installed: pip install onnxruntime"),
         ),
+        pruned=(
+            PrunedLine("conv1", 64, 32, ("conv1.weight",), ("layer1.0.conv1.weight", "layer1.0.downsample.0.weight"), ""),
+            PrunedLine("layer1.0.conv1", 64, 64, ("layer1.0.conv1.weight",), ("layer1.0.conv2.weight",), "ignored"),
+        ),
+        changed=(ChangedLine("norm", 2, "/x/site-packages/n/vit.py:7"),),
         seconds=2.31,
         graphs=graphs,
     )
@@ -88,6 +95,8 @@ def hostile() -> Report:
         passes=(PassLine(HOSTILE, True, 0.1, 1, None),),
         missed=(MissedLine(HOSTILE, HOSTILE, HOSTILE),),
         race=(Candidate(HOSTILE, 1.0, True, HOSTILE), Candidate("b", 2.0, False)),
+        pruned=(PrunedLine(HOSTILE, 8, 4, (HOSTILE,), (HOSTILE, HOSTILE), HOSTILE),),
+        changed=(ChangedLine(HOSTILE, 1, HOSTILE),),
         graphs=(GraphPair(HOSTILE, GraphView(nodes), GraphView(nodes[:1])),),
     )
 

@@ -162,7 +162,7 @@ def test_ctrl_c_leaves_the_model_alone(monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fxcompress.api.interleaved", interrupt)
+    monkeypatch.setattr("fxcompress.api.work.race", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fxcompress.compress(model, image(), target="cpu")
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
@@ -175,7 +175,7 @@ def test_never_slower(monkeypatch):
     def loses(forms, **kwargs):
         return OrderedDict((name, timing.Timing(1.0 if name == "original" else 9.0, 0.0)) for name in forms)
 
-    monkeypatch.setattr("fxcompress.api.interleaved", loses)
+    monkeypatch.setattr("fxcompress.api.work.race", loses)
     result = fxcompress.compress(small(), image(), target="cpu")
     assert result.report.target == "captured"
     assert "nothing tried is faster" in str(result.report)

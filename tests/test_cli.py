@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from fxcompress import cli
-from fxcompress.cli import commands, files, spec
+from fxcompress.cli import commands, files, inputs, spec
 from fxcompress.errors import ArchiveError, EquivalenceError, InputError
 from fxcompress.pipeline import registry
 from fxcompress.report import Report
@@ -178,7 +178,7 @@ def test_a_missing_package_is_named(models: Path, monkeypatch: pytest.MonkeyPatc
 def test_outputs_are_checked_before_the_work(
     models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
-    monkeypatch.setattr(commands, "load_model", lambda *_: pytest.fail("the work has begun"))
+    monkeypatch.setattr(inputs, "load_model", lambda *_: pytest.fail("the work has begun"))
     (models / "locked.fxc").touch()
     monkeypatch.setattr(files.os, "access", lambda path, mode: Path(path).name != "locked.fxc")
     assert run("compress", "clinets:Net", "--input", "1x3x8x8", *arguments) == 2

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
+import oracle
 import pytest
 import torch
 from counterexamples import KNOWN
@@ -15,7 +17,8 @@ from fxcompress.analysis import Aliases
 from fxcompress.errors import FxCompressError
 from fxcompress.passes import cse, drop_noops, fold_norm, fold_norm_before, functionalize, fuse, merge_chain
 from fxcompress.pipeline import Pipeline
-from fxcompress.rewrite import rules
+from fxcompress.pruning import slicing
+from fxcompress.rewrite import attention, rules
 
 _CONV = {"cin": 3, "cout": 3, "kernel": 3, "padding": 1}
 _IN = ((3, 7, 5),)
@@ -23,6 +26,12 @@ CONV_NORM = Net(_IN, (step("conv", 0, **_CONV), step("bn", 1, n=3)), 2)
 CONV_RELU_TWICE = Net(_IN, (step("conv", 0, **_CONV), step("fn", 1, name="relu"), step("binary", 1, 2, name="mul")), 3)
 STATISTICS_OF_THE_BATCH = Net(_IN, (step("conv", 0, **_CONV), step("bn", 1, n=3)), 2, train=True)
 
+CONV_NORM_CONV = Net(
+    _IN,
+    (step("conv", 0, **_CONV | {"cout": 6}), step("bn", 1, n=6), step("fn", 2, name="sigmoid"), step("conv", 3, **_CONV | {"cin": 6})),
+    4,
+)
+real_kept_indices, real_cut = slicing.kept_indices, slicing._cut
 real_scale_and_shift = fold_norm.scale_and_shift
 
 
@@ -59,7 +68,34 @@ def nothing(*args: Any) -> None:
     return None
 
 
+def next_index(deps: Any, keep: Any) -> dict[tuple[str, int], Any]:
+    """Readers keep the channel after the one that is kept."""
+    found = real_kept_indices(deps, keep)
+    return {slot: (kept + 1) % len(deps.slots[slot]) if slot[1] == 1 else kept for slot, kept in found.items()}
+
+
+def first_of_buffers(tensor: torch.Tensor, axes: dict[int, Any]) -> torch.Tensor:
+    """Statistics of norms keep the first channels, whichever remain."""
+    if isinstance(tensor, torch.nn.Parameter):
+        return real_cut(tensor, axes)
+    return tensor.narrow(0, 0, len(axes[0])).clone()
+
+
+def producers_masked(deps: Any, keep: Any) -> Any:
+    """The weights that make a channel are zero, instead of those that read it."""
+    module = copy.deepcopy(deps.module)
+    slots = {slot for group in deps.groups for slot in group.slots if slot.role == "producer"}
+    with torch.no_grad():
+        for slot in slots:
+            gone = [at for at, index in enumerate(deps.slots[slot.parameter, slot.axis]) if index >= 0 and not keep[index]]
+            module.get_parameter(slot.parameter).movedim(slot.axis, 0)[gone] = 0.0
+    return module
+
+
 MUTATIONS = {
+    "pruned: the next index is kept": (slicing, "kept_indices", next_index, "prune-apply", CONV_NORM_CONV),
+    "pruned: statistics are not in step": (slicing, "_cut", first_of_buffers, "prune-apply", CONV_NORM_CONV),
+    "pruned: the producers are masked": (oracle, "masked", producers_masked, "prune-apply", CONV_NORM_CONV),
     "no eps": (fold_norm, "scale_and_shift", without_eps, "fold-norm", CONV_NORM),
     "scale and shift swapped": (fold_norm, "scale_and_shift", swapped, "fold-norm", CONV_NORM),
     "mean forgotten": (fold_norm, "scale_and_shift", without_mean, "fold-norm", CONV_NORM),
@@ -102,6 +138,13 @@ MUTATIONS = {
     "random numbers are the same": (cse, "effect_of", nothing, "cse", KNOWN["dropout twice on one value"]),
     "dropout in training mode is nothing": (drop_noops, "is_random", lambda node: False, "drop-noops", KNOWN["dropout twice on one value"]),
     "the layer has another reader": (fuse, "single_reader", lambda a, b: True, "fuse", CONV_RELU_TWICE),
+    "queries, keys and values have one projection": (
+        attention._Writer,
+        "thirds",
+        lambda self, value, dim: (self.call(torch.narrow, value, dim, 0, self.layer.embed_dim),) * 3,
+        "expand-attention",
+        KNOWN["attention across, whose weights are used"],
+    ),
     "the first conv's bias at the border": (merge_chain, "shift_obstacle", nothing, "merge-chain", KNOWN["pointwise convs in a row"]),
 }
 

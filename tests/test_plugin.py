@@ -156,3 +156,21 @@ def test_the_command_line_lists_it(site: Path) -> None:
     done = python(site, "-m", "fxcompress", "passes")
     assert done.returncode == 0, done.stderr
     assert "once" in done.stdout
+
+
+def test_a_criterion_is_known_by_name(site: Path) -> None:
+    said = check(
+        site,
+        """
+from fxcompress.analysis import Analyses
+from fxcompress.analysis.channels import ChannelDependencyGraph
+from fxcompress.pruning.criteria import Scoring, names, scored
+
+assert {"peak", "l2"} <= set(names())
+net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+graph, inputs = torch.fx.symbolic_trace(net), fxcompress.Inputs.of(torch.randn(2, 3))
+found = scored("peak", Scoring(Analyses(graph, inputs).get(ChannelDependencyGraph), graph, inputs))
+print(torch.allclose(torch.from_numpy(found).float(), net[0].weight.abs().amax(1)))
+""",
+    )
+    assert said.split() == ["True"]

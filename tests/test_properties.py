@@ -14,7 +14,7 @@ from networks import Net
 from oracle import check, establishing, make
 from pool import Draw
 
-from fxcompress.pipeline import Pass, Pipeline, registry
+from fxcompress.pipeline import Pass, Pipeline, Property, registry
 
 PASSES = registry.names()
 
@@ -31,7 +31,8 @@ def pipelines(draw: Draw) -> Pipeline:
     for name in draw(st.lists(st.sampled_from(PASSES), min_size=2, max_size=5)):
         have = {p for step in steps for p in step.establishes}
         prefix = [make(n) for n in establishing(name)]
-        prefix = [p for p in prefix[:-1] if not p.establishes <= have or p.requires - have] + prefix[-1:]
+        known = have - {Property.PLANNED}  # a plan is used right where it was made
+        prefix = [p for p in prefix[:-1] if not p.establishes <= known or p.requires - known] + prefix[-1:]
         if not any(p.forbids & have for p in prefix):
             steps += prefix
     return Pipeline(tuple(steps))

@@ -1,4 +1,4 @@
-"""The command line: ``fxcompress compress | passes | bench | minify``.
+"""The command line: ``fxcompress compress | plan | apply | passes | bench | minify``.
 
 Only the standard library is imported here, so that ``--help`` and a wrong argument answer at once.
 """
@@ -13,6 +13,8 @@ from pathlib import Path
 
 _SPEC = "torchvision:NAME, timm:NAME, package.module:factory, or a file saved by fxcompress"
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
+_BAKE = "accept weight norm and other parametrizations, with their present value"
+_PRUNE = 'remove channels first: the share of them (0.5), options of prune-select ("macs=-40%%,criterion=l1"), or a plan file'
 _TARGETS = "auto, none, or the name of one: cpu, openvino, onnxruntime"
 
 
@@ -34,8 +36,27 @@ def parser() -> argparse.ArgumentParser:
     compress.add_argument("--report", type=Path, metavar="FILE", help="write the report; .txt, .md, .json or .html decides its form")
     compress.add_argument("--target", default="auto", help=f"what the result runs on: {_TARGETS} (default: auto)")
     compress.add_argument("--pipeline", metavar="TEXT", help='passes to run instead of the default ones, e.g. "fold-norm,fuse"')
+    compress.add_argument("--prune", metavar="WHAT", help=_PRUNE)
     compress.add_argument("--no-verify", action="store_true", help="do not compare the outputs after every pass")
-    compress.add_argument("--bake", action="store_true", help="accept weight norm and other parametrizations, with their present value")
+    compress.add_argument("--bake", action="store_true", help=_BAKE)
+
+    plan = _command(
+        commands,
+        "plan",
+        "choose the channels to remove and write the plan",
+        "fxcompress plan torchvision:resnet18 --input 1x3x224x224 --ratio 0.3 -o plan.json",
+    )
+    _model_arguments(plan)
+    _plan_arguments(plan)
+
+    apply = _command(
+        commands, "apply", "remove the channels that a plan names", "fxcompress apply plan.json torchvision:resnet18 --out small.fxc"
+    )
+    apply.add_argument("plan", type=Path, metavar="PLAN", help="a file that fxcompress plan has written")
+    _model_arguments(apply, inputs_needed=False)
+    apply.add_argument("--out", type=Path, metavar="FILE", help="write the pruned model to this file; fxcompress.load reads it")
+    apply.add_argument("--report", type=Path, metavar="FILE", help="write the report; .txt, .md, .json or .html decides its form")
+    apply.add_argument("--bake", action="store_true", help=_BAKE)
 
     _command(commands, "passes", "list the registered passes and their options", "fxcompress passes")
 
@@ -67,14 +88,26 @@ def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name
     )
 
 
-def _model_arguments(command: argparse.ArgumentParser) -> None:
+def _plan_arguments(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the plan to this file; fxcompress apply reads it")
+    plan.add_argument("--ratio", metavar="SHARE", help="share of the channels to remove (default: 0.5)")
+    plan.add_argument("--criterion", metavar="NAME", help="how channels are scored: l1, l2, fpgm, ... (default: l2)")
+    plan.add_argument("--scope", metavar="NAME", help="local, global or isomorphic: where channels are ranked (default: local)")
+    plan.add_argument("--budget", action="append", default=[], metavar="LIMIT", help="instead of a ratio: macs=-40%%, latency=12ms, ...")
+    plan.add_argument("--ignore", action="append", default=[], metavar="PATTERN", help="keep all channels of these layers: head.*")
+    plan.add_argument("--round-to", metavar="N", help="what remains in a layer is a multiple of this (default: 8)")
+    plan.add_argument("--bake", action="store_true", help=_BAKE)
+
+
+def _model_arguments(command: argparse.ArgumentParser, *, inputs_needed: bool = True) -> None:
     command.add_argument("spec", metavar="SPEC", help=_SPEC)
     command.add_argument(
         "--input",
         action="append",
-        required=True,
+        required=inputs_needed,
         metavar="SIZE",
-        help="1x3x224x224, 1x16:int64 or [3x320x320]; once per argument of forward",
+        help="1x3x224x224, 1x16:int64 or [3x320x320]; once per argument of forward"
+        + ("" if inputs_needed else " (default: those of the plan)"),
     )
     command.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the model and its inputs (default: float32)")
     command.add_argument("--weights", type=Path, metavar="FILE", help="state_dict to load: torch.save or safetensors")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from enum import Enum
@@ -21,8 +20,9 @@ from torch.fx import GraphModule
 from fxcompress import api
 from fxcompress.capture import Part, capture
 from fxcompress.cli.files import check_folder, check_suffix, check_writable, write_text
+from fxcompress.cli.inputs import model_and_inputs, title, width
 from fxcompress.cli.progress import Progress
-from fxcompress.cli.spec import DTYPES, load_model, make_inputs
+from fxcompress.cli.pruning import REPORT_FORMS, apply, asked, plan
 from fxcompress.errors import FxCompressError, InputError, PipelineError
 from fxcompress.ir.inputs import Inputs
 from fxcompress.pipeline import Pass, Pipeline, registry
@@ -32,7 +32,8 @@ from fxcompress.report import environment, units
 from fxcompress.storage import save
 from fxcompress.targets.timing import Timing, interleaved
 
-REPORT_FORMS = ("txt", "md", "json", "html")
+__all__ = ["apply", "bench", "compress", "minify", "passes", "plan"]
+
 TABLE_FORMS = ("txt", "md", "json")
 
 
@@ -44,10 +45,10 @@ def compress(options: Namespace) -> None:
     if options.out is not None and options.report is not None and options.out.absolute() == options.report.absolute():
         raise InputError(f"--out and --report are the same file '{options.out}'", hint="give them two names")
     with Progress() as show:
-        model, inputs = _model(options, show)
+        model, inputs = model_and_inputs(options, show)
         fast = _compressed(model, inputs, options, show)
         show("write")
-        print(fast.report.to_text(_width()), end="")
+        print(fast.report.to_text(width()), end="")
         if options.report is not None:
             write_text(options.report, fast.report.render(options.report.suffix))
             print(f"wrote {options.report}")
@@ -59,25 +60,9 @@ def compress(options: Namespace) -> None:
 def _compressed(model: nn.Module, inputs: tuple[Any, ...], options: Namespace, show: Callable[[str], None]) -> Any:
     settings = {key: getattr(options, key) for key in ("pipeline", "bake") if hasattr(options, key)}
     verify = not getattr(options, "no_verify", False)
-    return api.compress(model, inputs, target=options.target, verify=verify, name=_title(options), on_step=show, **settings)
-
-
-def _title(options: Namespace) -> str:
-    return Path(options.spec).name if Path(options.spec).is_file() else options.spec.rpartition(":")[2]
-
-
-def _model(options: Namespace, show: Callable[[str], None]) -> tuple[nn.Module, tuple[Any, ...]]:
-    """The model and the example inputs that the options ask for."""
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    inputs = make_inputs(options.input, options.dtype)
-    show(f"load {options.spec}")
-    model = load_model(options.spec, pretrained=options.pretrained, weights=options.weights)
-    return (model if options.dtype == "float32" else model.to(DTYPES[options.dtype])), inputs
-
-
-def _width() -> int:
-    return max(80, min(100, shutil.get_terminal_size((96, 24)).columns))
+    if getattr(options, "prune", None) is not None:
+        settings["prune"] = asked(options.prune)
+    return api.compress(model, inputs, target=options.target, verify=verify, name=title(options), on_step=show, **settings)
 
 
 # -- passes --------------------------------------------------------------------------------------------------------
@@ -124,7 +109,7 @@ def bench(options: Namespace) -> None:
     check_writable(options.out)
     check_suffix(options.out, TABLE_FORMS)
     with Progress() as show:
-        model, inputs = _model(options, show)
+        model, inputs = model_and_inputs(options, show)
         fast = _compressed(model, inputs, options, show)
         show("measure")
         timings = interleaved(_forms(model, fast, inputs), seconds=options.seconds, blocks=5)
@@ -161,9 +146,9 @@ def _bench_rows(timings: dict[str, Timing]) -> list[tuple[str, str, str, str]]:
 
 
 def _bench_table(options: Namespace, rows: list[tuple[str, str, str, str]], form: str) -> str:
-    title = f"{_title(options)}, inputs {' '.join(options.input)}, {options.dtype}, {torch.get_num_threads()} threads"
+    head = f"{title(options)}, inputs {' '.join(options.input)}, {options.dtype}, {torch.get_num_threads()} threads"
     table = tabulate(rows, ["", "median", "spread", "against eager"], tablefmt=form, colalign=("left", "right", "right", "left"))
-    return f"{title}\n\n{table}"
+    return f"{head}\n\n{table}"
 
 
 def _bench_text(options: Namespace, rows: list[tuple[str, str, str, str]], timings: dict[str, Timing]) -> str:
@@ -206,7 +191,7 @@ def minify(options: Namespace) -> None:
     check_folder(options.out)
     pipeline = Pipeline.parse(options.pipeline or api.REWRITES)
     with Progress() as show:
-        model, inputs = _model(options, show)
+        model, inputs = model_and_inputs(options, show)
         show("capture")
         part = _failing(capture(model, inputs).parts, pipeline, show)
         runs = _Counter(show)

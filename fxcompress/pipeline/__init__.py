@@ -1,6 +1,6 @@
 """Passes, their text, their registry, and the frame that checks them."""
 
-from fxcompress.pipeline.base import Pass, PassContext, PassResult, Property, Semantics, StepRecord
+from fxcompress.pipeline.base import Calibration, Pass, PassContext, PassResult, Property, Semantics, StepRecord
 from fxcompress.pipeline.pipeline import Pipeline, Run
 from fxcompress.pipeline.proof import Proof
 from fxcompress.pipeline.rule_pass import RulePass
@@ -8,6 +8,7 @@ from fxcompress.pipeline.single import run_pass
 from fxcompress.rewrite import Remark
 
 __all__ = [
+    "Calibration",
     "Pass",
     "PassContext",
     "PassResult",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from torch import Tensor
 from torch.fx import GraphModule
 
 from fxcompress.analysis import Analyses, Analysis
@@ -20,15 +22,30 @@ class Semantics(Enum):
 
     EXACT = "the same bits"
     CLOSE = "equal but for rounding; checked in float64"
-    LOSSY = "other numbers, reported and bounded"
+    LOSSY = "other numbers, reported; equal to a reference, checked in float64, if the pass gives one"
 
 
 class Property(Enum):
     """What can be said of a graph after a pass."""
 
     FUNCTIONAL = "no node writes to memory that another node reads"
+    PLANNED = "a plan waits that says which channels are removed"
     FUSED = "layers carry their activations and residuals"
     LOWERED = "operations are bound to one machine's kernels"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Data for passes that look at values: inputs of the graph, and how good its output on them is.
+
+    ``loss(output, i)`` is a scalar for the output on ``batches[i]``.
+    """
+
+    batches: tuple[Inputs, ...] = ()
+    loss: Callable[[Any, int], Tensor] | None = None
+
+
+NO_DATA = Calibration()
 
 
 @dataclass(frozen=True)
@@ -37,17 +54,23 @@ class PassContext:
 
     inputs: Inputs
     analyses: Analyses
+    calibration: Calibration = NO_DATA
 
 
 @dataclass(frozen=True)
 class PassResult:
-    """The graph after a pass. ``preserved`` names the analyses that still hold."""
+    """The graph after a pass. ``preserved`` names the analyses that still hold.
+
+    ``reference``: of a LOSSY pass that can say what its result must compute, a function that gives such a graph; the
+    result is held to agree with it but for rounding, in float64.
+    """
 
     module: GraphModule
     changed: bool
     preserved: frozenset[type[Analysis]] = frozenset()
     remarks: tuple[Remark, ...] = ()
     steps: tuple[StepRecord, ...] = ()  # of a pipeline inside a pipeline
+    reference: Callable[[], GraphModule] | None = None
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import PipelineError
+from fxcompress.ir import numbers
 from fxcompress.ir.edit import Editor
 from fxcompress.ir.inputs import Inputs
-from fxcompress.pipeline import numbers
 from fxcompress.pipeline.base import Pass
 from fxcompress.pipeline.pipeline import Frame, Pipeline
 from fxcompress.rewrite.rules import remove_dead

@@ -7,7 +7,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -107,8 +107,7 @@ def _fit(value: Any, hint: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         return next((fit for arg in typing.get_args(hint) if (fit := _fit(value, arg)) is not _MISFIT), _MISFIT)
     if origin is tuple:
-        items = [_fit(item, typing.get_args(hint)[0]) for item in (value if isinstance(value, (tuple, list)) else (value,))]
-        return _MISFIT if _MISFIT in items else tuple(items)
+        return _fit_tuple(value if isinstance(value, (tuple, list)) else (value,), typing.get_args(hint))
     if origin is typing.Literal:
         return value if value in typing.get_args(hint) else _MISFIT
     if isinstance(hint, type) and issubclass(hint, Enum):
@@ -118,6 +117,14 @@ def _fit(value: Any, hint: Any) -> Any:
     if hint is Any or (type(value) is hint) or (hint in (None, type(None)) and value is None):
         return value
     return str(value) if hint is str and value is not None and not isinstance(value, (tuple, list, dict)) else _MISFIT
+
+
+def _fit_tuple(values: Sequence[Any], hints: tuple[Any, ...]) -> Any:
+    """``tuple[x, ...]`` takes any number of values, ``tuple[x, y]`` one of each."""
+    if hints[-1] is Ellipsis:
+        hints = hints[:1] * len(values)
+    items = [_fit(value, hint) for value, hint in zip(values, hints, strict=False)]
+    return _MISFIT if len(values) != len(hints) or any(item is _MISFIT for item in items) else tuple(items)
 
 
 def pass_text(step: Pass) -> str:

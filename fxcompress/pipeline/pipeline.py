@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch.fx import GraphModule
 
@@ -13,15 +13,17 @@ from fxcompress.analysis import Analyses
 from fxcompress.errors import (
     DishonestPassError,
     FxCompressError,
+    InputError,
     OrderError,
     PassError,
     PipelineError,
+    PlanError,
 )
 from fxcompress.ir.edit import share
 from fxcompress.ir.inputs import Inputs
 from fxcompress.ir.snapshot import Fingerprinter
 from fxcompress.pipeline import options, registry
-from fxcompress.pipeline.base import Pass, PassContext, PassResult, Property, StepRecord
+from fxcompress.pipeline.base import NO_DATA, Calibration, Pass, PassContext, PassResult, Property, StepRecord
 from fxcompress.pipeline.proof import Proof, Prover
 from fxcompress.pipeline.reproducer import write_reproducer
 from fxcompress.pipeline.single import advance, run_pass
@@ -34,6 +36,8 @@ class Run:
     module: GraphModule
     steps: tuple[StepRecord, ...]
     proof: Proof
+    prints: Fingerprinter  # knows the module's tensors
+    output: Any = None  # of the module on the inputs; None when it was not verified
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Pipeline(Pass):
         return self.given.union(*(step.establishes for step in self.passes))
 
     def run(self, module: GraphModule, ctx: PassContext) -> PassResult:
-        result = self.execute(module, ctx.inputs, verify=False)
+        result = self.execute(module, ctx.inputs, verify=False, calibration=ctx.calibration)
         remarks = tuple(remark for step in result.steps for remark in step.remarks)
         return PassResult(result.module, any(step.changed for step in result.steps), remarks=remarks, steps=result.steps)
 
@@ -99,23 +103,25 @@ class Pipeline(Pass):
         *,
         verify: bool = True,
         on_step: Callable[[str], None] = lambda text: None,
-        prints: Fingerprinter | None = None,
+        after: Run | None = None,
+        calibration: Calibration = NO_DATA,
     ) -> Run:
         """Run all passes on a copy of ``module``, which is not changed.
 
         After every pass the graph is linted, ``changed`` is compared with the graph's fingerprint and, if ``verify``,
         the outputs on ``inputs`` with those of the step before, as the pass's semantics demand; at the end the whole
-        is compared with the start in float64. ``prints`` is the memory of an earlier run on the same tensors.
+        is compared with the start in float64. ``after`` is the run that gave ``module``, of which nothing is computed again;
+        ``calibration`` the data for passes that need some.
 
         Raises:
             PassError: a pass raised. DishonestPassError: a pass misreported its change. GraphError: it left a broken
             graph. EquivalenceError: it changed the numbers. All name the pass and the way to reproduce the failure.
         """
-        frame = Frame(module, inputs, verify=verify, prints=prints)
+        frame = Frame(module, inputs, verify=verify, after=after, calibration=calibration)
         for step in self.passes:
             on_step(str(step))
             frame.apply(step)
-        return Run(frame.module, tuple(frame.steps), frame.finish())
+        return Run(frame.module, tuple(frame.steps), frame.finish(), frame.prints, frame.prover.last)
 
 
 def _check_order(passes: Iterable[Pass], given: frozenset[Property]) -> None:
@@ -135,23 +141,30 @@ class Frame:
     """One run of a pipeline. ``reproduce``: write a script when it fails."""
 
     def __init__(
-        self, module: GraphModule, inputs: Inputs, *, verify: bool, reproduce: bool = True, prints: Fingerprinter | None = None
+        self,
+        module: GraphModule,
+        inputs: Inputs,
+        *,
+        verify: bool,
+        reproduce: bool = True,
+        after: Run | None = None,
+        calibration: Calibration = NO_DATA,
     ) -> None:
-        self.reproduce = reproduce
+        self.reproduce, self.calibration = reproduce, calibration
         self.start = share(module)
         self.module = share(module)
         self.inputs = inputs
         self.steps: list[StepRecord] = []
         self.done: list[Pass] = []
-        self.prints = prints or Fingerprinter()
+        self.prints = after.prints if after is not None else Fingerprinter()
         self.fingerprint = self.prints.of(self.module)
         self.analyses = Analyses(self.module, inputs)
-        self.prover = Prover(self.start, inputs, enabled=verify)
+        self.prover = Prover(self.start, inputs, calibration, after.output if after is not None else None, enabled=verify)
 
     def apply(self, step: Pass) -> None:
         began = time.perf_counter()
         try:
-            result = run_pass(step, self.module, self.inputs, self.analyses)
+            result = run_pass(step, self.module, self.inputs, self.analyses, self.calibration)
             self._check_honesty(step, result)
             error = self._numbers(step, result)
         except FxCompressError as failure:
@@ -166,7 +179,7 @@ class Frame:
         if not result.changed:
             return None
         try:
-            return self.prover.check(step, self.done, result.module)
+            return self.prover.check(step, result.module, result.reference)
         except (RuntimeError, TypeError, AttributeError, ValueError, LookupError) as error:
             if isinstance(error, FxCompressError):
                 raise
@@ -174,6 +187,11 @@ class Frame:
 
     def finish(self) -> Proof:
         try:
+            if self.prints.written():
+                raise DishonestPassError(
+                    "one of the passes has written into a parameter or buffer in place",
+                    hint="give the module a new tensor: fxcompress.ir.edit.set_parameter",
+                )
             return self.prover.finish()
         except FxCompressError as failure:
             self._note_script(failure, self.done)
@@ -192,7 +210,8 @@ class Frame:
         """Add to an error where it happened and how to see it again."""
         before = ",".join(str(p) for p in self.done)
         failure.add_note(f"in pass '{step}'" + (f" after '{before}'" if before else ""))
-        self._note_script(failure, [*self.done, step])
+        if not isinstance(failure, (InputError, PlanError)):  # which are about what the user wrote
+            self._note_script(failure, [*self.done, step])
 
     def _note_script(self, failure: FxCompressError, passes: list[Pass]) -> None:
         if self.reproduce:

@@ -8,16 +8,22 @@ from fxcompress.analysis import Analyses
 from fxcompress.errors import FxCompressError, GraphError, PassError
 from fxcompress.ir.inputs import Inputs
 from fxcompress.ir.verify import verify as lint
-from fxcompress.pipeline.base import Pass, PassContext, PassResult
+from fxcompress.pipeline.base import NO_DATA, Calibration, Pass, PassContext, PassResult
 
 
-def run_pass(step: Pass, module: GraphModule, inputs: Inputs, analyses: Analyses | None = None) -> PassResult:
+def run_pass(
+    step: Pass,
+    module: GraphModule,
+    inputs: Inputs,
+    analyses: Analyses | None = None,
+    calibration: Calibration = NO_DATA,
+) -> PassResult:
     """Run one pass and lint what it gives.
 
     Raises:
         PassError: it raised, or gave no PassResult. GraphError: its graph is broken.
     """
-    ctx = PassContext(inputs, analyses or Analyses(module, inputs))
+    ctx = PassContext(inputs, analyses or Analyses(module, inputs), calibration)
     try:
         result = step.run(module, ctx)
     except FxCompressError:

@@ -116,7 +116,7 @@ def _encode_meta(module: GraphModule) -> dict[str, Any]:
     meta = {}
     for key, value in module.meta.items():
         try:
-            meta[str(key)] = encode(value)
+            meta[str(key)] = encode(str.__str__(value) if isinstance(value, str) else value)  # a text that carries more is a text
         except ArchiveError:  # an analysis or another object of this process, which means nothing in a file
             continue
     return meta

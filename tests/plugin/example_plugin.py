@@ -1,4 +1,4 @@
-"""Two passes of a third party: one that is right, and one that is not."""
+"""Two passes of a third party, one that is right and one that is not, and a pruning criterion."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 
 from fxcompress import Pass, PassResult
+from fxcompress.pruning.criteria import Criterion
 
 
 @dataclass(frozen=True)
@@ -34,3 +35,13 @@ class Spoil(Pass):
             output.args = (module.graph.call_function(torch.mul, (output.args[0], 1 + self.error)),)
         module.recompile()
         return PassResult(module, changed=True)
+
+
+@dataclass(frozen=True)
+class Peak(Criterion):
+    """The largest weight of a channel."""
+
+    name: ClassVar[str] = "peak"
+
+    def scores(self, ctx):
+        return ctx.of_weights(lambda rows: rows.abs().amax(1))
