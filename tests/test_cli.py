@@ -7,8 +7,10 @@ import os
 import pty
 import runpy
 import select
+import signal
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -84,7 +86,10 @@ def run(*arguments: str) -> int:
 
 
 def own_process(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "fxcompress", *arguments], cwd=folder, capture_output=True, text=True, timeout=300)
+    # A shell in the background ignores Ctrl-C, and so would the new process.
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command = [sys.executable, "-m", "fxcompress", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, preexec_fn=hears)
 
 
 SMALL = ("--input", "1x3x8x8", "--target", "none")

@@ -22,7 +22,7 @@ from fxcompress.pipeline import Run
 from fxcompress.pruning import handover
 from fxcompress.pruning.options import Prune
 from fxcompress.pruning.plan import PruningPlan
-from fxcompress.report import Candidate, Report
+from fxcompress.report import Accuracy, Candidate, Report
 from fxcompress.result import in_parts, whole
 from fxcompress.targets.timing import Timing, race
 
@@ -59,7 +59,7 @@ def prune(
         calibration: batches for criteria and compensation that look at values: each as ``example_inputs``, or a pair of
             those and targets, as a DataLoader gives.
         loss: ``loss(output, targets)`` is a scalar, for criteria that take its gradient, e.g. ``F.cross_entropy``.
-        verify: check the result against the masked network.
+        verify: check the result against the masked network, and compare its output with the model's.
         measure: time the model and the result.
         leaves, bake: see :func:`fxcompress.trace`.
         name: how the report calls the model.
@@ -85,7 +85,7 @@ def prune(
         )
         on_step("measure")
         plan = joined(captured, runs, handover.applied, pruning.options)
-        report = _report(name or type(model).__name__, captured, pruned, runs, plan, measure)
+        report = _report(name or type(model).__name__, captured, pruned, runs, plan, verify=verify, measure=measure)
         report = replace(report, seconds=time.perf_counter() - began)
         _restore(pruned.module, training)
         module = pruned.module
@@ -139,8 +139,9 @@ def _restore(module: nn.Module, training: dict[str, bool]) -> None:
         child.training = training.get(path, training[""])
 
 
-def _report(title: str, captured: Captured, pruned: Captured, runs: dict[str, Run], plan: PruningPlan | None, measure: bool) -> Report:
-    expected, got = (numbers.evaluate(form.module, captured.inputs) for form in (captured, pruned))
+def _report(
+    title: str, captured: Captured, pruned: Captured, runs: dict[str, Run], plan: PruningPlan | None, *, verify: bool, measure: bool
+) -> Report:
     timings = _timings(captured, pruned) if measure else {}
     before, after = describe.costs(captured), describe.costs(pruned)
     lines = [line for run in runs.values() for line in run.steps]
@@ -148,7 +149,7 @@ def _report(title: str, captured: Captured, pruned: Captured, runs: dict[str, Ru
     new = describe.measured(pruned.module, after, timings.get(PRUNED))
     return replace(
         describe.base_report(title, "pruned", captured, old, new),
-        accuracy=describe.accuracy(numbers.compare(expected, got), runs.values()),
+        accuracy=_accuracy(captured, pruned, runs) if verify else None,
         passes=describe.pass_lines(lines),
         missed=describe.missed_lines(lines),
         race=tuple(Candidate(form, t.median, form == PRUNED, "", t.spread) for form, t in timings.items()),
@@ -156,6 +157,11 @@ def _report(title: str, captured: Captured, pruned: Captured, runs: dict[str, Ru
         pruned=describe.pruned_lines(plan),
         changed=describe.changed_lines(plan),
     )
+
+
+def _accuracy(captured: Captured, pruned: Captured, runs: dict[str, Run]) -> Accuracy:
+    expected, got = (numbers.evaluate(form.module, captured.inputs) for form in (captured, pruned))
+    return describe.accuracy(numbers.compare(expected, got), runs.values())
 
 
 def _timings(captured: Captured, pruned: Captured) -> dict[str, Timing]:

@@ -72,6 +72,15 @@ def conv_transpose(run: LabelRun, op: Op) -> Any:
     incoming, outgoing, groups = _weight_labels(run, weight, 0), _weight_labels(run, weight, 1), int(run.of(op["groups"]))
     _pin_kernel(run, weight)
     channels, batch = along_channels(run, value, axis, "a convolution mixes the positions along its axis")
+    _contracted(run, op, channels, incoming, axis)
+    if groups > 1:
+        outgoing = _transposed_groups(run, incoming, outgoing, groups, fixed=channels is None)
+    out = run.result([*batch, *([] if outgoing is None else [on_axis(outgoing, axis, value.rank)])])
+    return _with_bias(run, op, out, axis)
+
+
+def _contracted(run: LabelRun, op: Op, channels: Array | None, incoming: Array | None, axis: int) -> None:
+    """The input's channels end in an axis of the weight; where one side has nothing to remove, the other stays."""
     if channels is not None and incoming is not None:
         run.tie(channels, incoming)
         run.read(op["input"], axis, "contract")
@@ -79,10 +88,6 @@ def conv_transpose(run: LabelRun, op: Op) -> Any:
         run.pin(incoming, "it reads fixed channels")
     elif channels is not None:
         run.pin(channels, "it is read by a weight that is fixed")
-    if groups > 1:
-        outgoing = _transposed_groups(run, incoming, outgoing, groups, fixed=channels is None)
-    out = run.result([*batch, *([] if outgoing is None else [on_axis(outgoing, axis, value.rank)])])
-    return _with_bias(run, op, out, axis)
 
 
 def _transposed_groups(run: LabelRun, incoming: Array | None, outgoing: Array | None, groups: int, *, fixed: bool) -> Array | None:
@@ -125,13 +130,7 @@ def _grouped(
     inputs and outputs.
     """
     if groups == 1:
-        if channels is not None and incoming is not None:
-            run.tie(channels, incoming)
-            run.read(op["input"], axis, "contract")
-        elif incoming is not None:
-            run.pin(incoming, "it reads fixed channels")
-        elif channels is not None:
-            run.pin(channels, "it is read by a weight that is fixed")
+        _contracted(run, op, channels, incoming, axis)
         return outgoing
     size = 1 if incoming is None else len(incoming)
     if outgoing is None:
