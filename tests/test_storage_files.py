@@ -93,6 +93,13 @@ def test_the_valid_file_is_valid(folder: Path) -> None:
     assert set(load(folder / "m")(torch.ones(1, 2, 2, 2))) == {"y"}
 
 
+def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
+    plain, saved = tmp_path / "plain", tmp_path / "model.fxc"
+    plain.touch()
+    save(make(), saved)
+    assert saved.stat().st_mode == plain.stat().st_mode
+
+
 def test_not_a_file(folder: Path) -> None:
     refused(folder, "not a file")
     refused(folder / "missing", "there is no file")

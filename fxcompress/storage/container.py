@@ -48,7 +48,10 @@ def write_file(path: Path, document: dict[str, Any], tensors: dict[str, Tensor])
     alone = _unshared(tensors)
     entry = f'{{"schema":{SCHEMA},"sha256":"{digest(body, alone)}","document":{body}}}'
     with _temporary(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's umask allows; safetensors would let only the owner read
         save_file(alone, str(temporary), metadata={ENTRY: entry})
+        temporary.chmod(mode)
         os.replace(temporary, path)
 
 
