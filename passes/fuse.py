@@ -111,7 +111,7 @@ class Fuse(RulePass):
     """Joins residual additions and activations to the convolutions and linears before them."""
 
     name: ClassVar[str] = "fuse"
-    semantics: ClassVar[Semantics] = Semantics.EXACT
+    semantics: ClassVar[Semantics] = Semantics.CLOSE
     requires: ClassVar[frozenset[Property]] = frozenset({Property.FUNCTIONAL})
     establishes: ClassVar[frozenset[Property]] = frozenset({Property.FUSED})
 
