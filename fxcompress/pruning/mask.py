@@ -88,7 +88,7 @@ class _Masker:
         self.module.register_buffer(name, value, persistent=False)
         return self.module.graph.get_attr(name)
 
-    def _device(self, node: Node) -> torch.device:
+    def _device(self) -> torch.device:
         tensor = next((t for t in (*self.module.parameters(), *self.module.buffers())), None)
         return tensor.device if tensor is not None else torch.device("cpu")
 
@@ -99,7 +99,7 @@ class _Masker:
         shape[read.axis] = len(kept)
         reader, operand = self.twin[read.node], self._operand(read)
         with self.module.graph.inserting_before(reader):
-            mask = self._buffer(kept.reshape(shape).to(self._device(reader), self.shapes.dtype(read.operand)))
+            mask = self._buffer(kept.reshape(shape).to(self._device(), self.shapes.dtype(read.operand)))
             product = self.module.graph.call_function(torch.mul, (operand, mask))
         self._replace(read, operand, product)
 
@@ -119,7 +119,7 @@ class _Masker:
         reader, operand, graph = self.twin[read.node], self._operand(read), self.module.graph
         rank = len(self.shapes.shape(read.operand) or ())
         with graph.inserting_before(reader):
-            index = self._buffer(kept.nonzero().ravel().to(self._device(reader)))
+            index = self._buffer(kept.nonzero().ravel().to(self._device()))
             part = graph.call_function(torch.index_select, (operand, read.axis, index))
         self._replace(read, operand, part)
         if op.kind in ("layer_norm", "rms_norm", "group_norm"):

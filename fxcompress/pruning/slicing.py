@@ -79,21 +79,22 @@ def slice_tensors(module: nn.Module, indices: dict[tuple[str, int], Any]) -> Non
 
 
 def _cut(tensor: Tensor, axes: dict[int, Any]) -> Tensor:
-    with torch.no_grad():
-        new = tensor.detach()
-        for axis, kept in axes.items():
-            new = new.index_select(axis, torch.as_tensor(kept, device=tensor.device))
-        if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
-            new = new.contiguous(memory_format=torch.channels_last)
+    new = _kept(tensor.detach(), axes)
     if not isinstance(tensor, nn.Parameter):
-        return new.contiguous() if new.ndim != 4 else new
+        return new
     result = nn.Parameter(new, requires_grad=tensor.requires_grad)
-    if tensor.grad is not None:
-        grad = tensor.grad
-        for axis, kept in axes.items():
-            grad = grad.index_select(axis, torch.as_tensor(kept, device=grad.device))
-        result.grad = grad
+    result.grad = None if tensor.grad is None else _kept(tensor.grad, axes)
     return result
+
+
+def _kept(tensor: Tensor, axes: dict[int, Any]) -> Tensor:
+    """The places ``axes`` of a tensor, in its memory format."""
+    new = tensor
+    for axis, kept in axes.items():
+        new = new.index_select(axis, torch.as_tensor(kept, device=tensor.device))
+    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
+        return new.contiguous(memory_format=torch.channels_last)
+    return new.contiguous()
 
 
 def _resize_module(root: GraphModule, op: Op, sizes: Sizes) -> None:
