@@ -111,7 +111,9 @@ def read(path: str | os.PathLike[str]) -> str:
             raise _damaged(f"{place} has {place.stat().st_size} bytes; at most {MAX_BYTES} are read")
         return place.read_text(encoding="utf-8")
     except OSError as error:
-        raise ArchiveError(f"the plan {place} cannot be read: {error.strerror}") from error
+        raise ArchiveError(
+            f"the plan {place} cannot be read: {error.strerror}", hint="write one with fxcompress plan SPEC -o FILE, or plan.save(path)"
+        ) from error
     except UnicodeDecodeError:
         raise _damaged(f"{place} is no text") from None
 
