@@ -23,7 +23,7 @@ from fxcompress.rewrite import attention, rules
 _CONV = {"cin": 3, "cout": 3, "kernel": 3, "padding": 1}
 _IN = ((3, 7, 5),)
 CONV_NORM = Net(_IN, (step("conv", 0, **_CONV), step("bn", 1, n=3)), 2)
-CONV_RELU_TWICE = Net(_IN, (step("conv", 0, **_CONV), step("fn", 1, name="relu"), step("binary", 1, 2, name="mul")), 3)
+CONV_RELU_TWICE = Net(_IN, (step("conv", 0, **_CONV), step("fn", 1, name="relu"), step("binary", 1, 2, name="add")), 3)
 STATISTICS_OF_THE_BATCH = Net(_IN, (step("conv", 0, **_CONV), step("bn", 1, n=3)), 2, train=True)
 
 CONV_NORM_CONV = Net(
