@@ -31,6 +31,9 @@ class Property(Enum):
     FUNCTIONAL = "no node writes to memory that another node reads"
     PLANNED = "a plan waits that says which channels are removed"
     FUSED = "layers carry their activations and residuals"
+    OBSERVED = "observers stand on the values that will be quantized"
+    QUANTIZED = "values and weights lie on the grids of integers, in float arithmetic"
+    INTEGER = "quantized operations compute with integers"
     LOWERED = "operations are bound to one machine's kernels"
 
 

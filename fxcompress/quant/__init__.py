@@ -1,0 +1,1 @@
+"""Quantization: affine arithmetic, observers, calibration, and the integer operations in plain torch that define the right answer."""
