@@ -50,7 +50,7 @@ class PruneApply(Pass):
         if self.compensate:
             found = compensate(deps, keep, result, ctx.calibration.batches)
             result, remarks = found.module, (*remarks, *found.remarks)
-        settle(result, plan, module)
+        settle(result, plan)
         return PassResult(result, True, remarks=remarks, reference=lambda: _reference(deps, keep, result, self.compensate))
 
 

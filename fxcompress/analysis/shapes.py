@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from fxcompress.analysis.base import Analyses, Analysis
 from fxcompress.ir.copying import copied
 from fxcompress.ir.inputs import Inputs
+from fxcompress.ir.layer_shapes import quick_result
 
 _META = torch.device("meta")
 
@@ -94,19 +95,14 @@ class Shapes(Analysis):
             return pytree.tree_map_only(Tensor, _to_meta, attribute(self.module, str(node.target)))
         if node.op == "call_module":
             layer = self.module.get_submodule(str(node.target))
-            return args[0] if _keeps_shape(layer, args) else meta_twin(layer)(*args, **kwargs)
+            quick = quick_result(layer, args[0]) if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) else None
+            if quick is not None:
+                return quick
+            return meta_twin(layer)(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
         return node.target(*args, **kwargs)
-
-
-def _keeps_shape(layer: nn.Module, args: Any) -> bool:
-    """Whether it is a batch norm that fits its input: torch takes long to find out that nothing changes."""
-    if not isinstance(layer, nn.modules.batchnorm._BatchNorm) or layer.training or len(args) != 1 or args[0].ndim < 2:
-        return False
-    tensors = (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
-    return all(t.numel() == args[0].shape[1] and t.dtype == args[0].dtype for t in tensors if t.ndim == 1)
 
 
 def attribute(module: nn.Module, path: str) -> Any:

@@ -62,13 +62,16 @@ class _Attributes:
     @classmethod
     def of(cls, module: nn.Module) -> _Attributes:
         values = dict(module.__dict__)
-        return cls(module, values, tuple((v, v.copy()) for v in values.values() if isinstance(v, (dict, list, set))))
+        containers = [v for v in values.values() if isinstance(v, (dict, list, set))]
+        return cls(module, values, tuple((v, v.copy() if v else None) for v in containers))
 
     def put_back(self) -> None:
         self.module.__dict__.clear()
         self.module.__dict__.update(self.values)
         for container, before in self.contents:
-            if container != before if isinstance(container, set) else not _same_items(container, before):
+            if before is None:  # it was empty, as most tables of a module are
+                container.clear()
+            elif container != before if isinstance(container, set) else not _same_items(container, before):
                 container.clear()
                 container.extend(before) if isinstance(container, list) else container.update(before)
 

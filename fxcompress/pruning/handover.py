@@ -1,10 +1,13 @@
-"""How a plan travels from the pass that makes it to the pass that applies it: as JSON text in ``module.meta``.
+"""How a plan travels from the pass that makes it to the pass that applies it: in ``module.meta``.
 
-Copies and files of a graph keep it, so a plan may be made today and applied tomorrow. Within a process the text carries
-the plan that it was made of and the graph that was sliced to make it, so that nothing large is done twice.
+Within a process the plan goes with the graph that was sliced to make it, so that nothing large is done twice. Copies of a
+graph keep it; pickles and files keep its JSON text, so a plan may be made today and applied tomorrow.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 from torch.fx import GraphModule
 
@@ -15,23 +18,24 @@ WAITING = "fxcompress_plan"
 APPLIED = "fxcompress_applied_plan"
 
 
-class _Text(str):
-    """A plan's JSON, the plan, and the graph that it gives for some dependencies."""
+@dataclass(frozen=True)
+class Handed:
+    """A plan, and the graph that it gives for some dependencies."""
 
     plan: PruningPlan
-    result: tuple[ChannelDependencyGraph, GraphModule] | None
+    result: tuple[ChannelDependencyGraph, GraphModule] | None = None
 
-    @classmethod
-    def of(cls, plan: PruningPlan, result: tuple[ChannelDependencyGraph, GraphModule] | None = None) -> _Text:
-        text = cls(plan.to_json())
-        text.plan, text.result = plan, result
-        return text
+    def __deepcopy__(self, memo: dict[int, Any]) -> Handed:
+        return Handed(self.plan)
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (self.plan.to_json(),)
 
 
-def _read(text: object) -> PruningPlan | None:
-    if isinstance(text, _Text):
-        return text.plan
-    return PruningPlan.from_json(text) if isinstance(text, str) else None
+def _read(handed: object) -> PruningPlan | None:
+    if isinstance(handed, Handed):
+        return handed.plan
+    return PruningPlan.from_json(handed) if isinstance(handed, str) else None
 
 
 def leave(module: GraphModule, plan: PruningPlan, result: tuple[ChannelDependencyGraph, GraphModule] | None = None) -> None:
@@ -40,13 +44,13 @@ def leave(module: GraphModule, plan: PruningPlan, result: tuple[ChannelDependenc
     Args:
         result: dependencies of ``module``, and the graph that the plan makes of it.
     """
-    module.meta[WAITING] = _Text.of(plan, result)
+    module.meta[WAITING] = Handed(plan, result)
 
 
 def prepared(module: GraphModule, deps: ChannelDependencyGraph) -> GraphModule | None:
     """The result of the waiting plan, if it was left with it for the very same dependencies."""
-    text = module.meta.get(WAITING)
-    known = text.result if isinstance(text, _Text) else None
+    handed = module.meta.get(WAITING)
+    known = handed.result if isinstance(handed, Handed) else None
     return known[1] if known is not None and known[0] is deps else None
 
 
@@ -55,13 +59,10 @@ def waiting(module: GraphModule) -> PruningPlan | None:
     return _read(module.meta.get(WAITING))
 
 
-def settle(module: GraphModule, plan: PruningPlan, source: GraphModule | None = None) -> None:
-    """Note that a plan has been applied to this graph. ``source``: the graph in which it waited."""
-    known = [(source or module).meta.get(WAITING), module.meta.get(APPLIED)]
-    text = next((t for t in known if isinstance(t, _Text) and t.plan is plan), None) or _Text.of(plan)
-    text.result = None
+def settle(module: GraphModule, plan: PruningPlan) -> None:
+    """Note that a plan has been applied to this graph."""
     module.meta.pop(WAITING, None)
-    module.meta[APPLIED] = text
+    module.meta[APPLIED] = Handed(plan)
 
 
 def applied(module: GraphModule) -> PruningPlan | None:

@@ -61,19 +61,20 @@ class CostModel(Analysis):
         for node, macs in self._known.items():
             self._add_node(node, macs)
         self._tensors = Products()
-        self._element_bytes: list[int] = []
-        self._is_parameter: list[bool] = []
-        self._add_tensors()
+        tensors = distinct_tensors(module)
+        for name, tensor, _ in tensors:
+            self._tensors.add(self.counts.parameter(name, tensor))
+        self._is_parameter = np.array([is_parameter for _, _, is_parameter in tensors], dtype=np.int64)
+        self._element_bytes = np.array([tensor.element_size() for _, tensor, _ in tensors], dtype=np.int64)
         self._indices = [found for node in module.graph.nodes for found in self._written_indices(node)]
 
     def cost(self, keep: Mask) -> PredictedCost:
         """See :func:`predicted`."""
         counted = self.counts(keep)
         macs = self._fixed_macs + int(self._macs(counted).sum()) + sum(one.macs(counted, keep) for one in self._recounted)
-        elements = self._tensors(counted).tolist()
-        params = sum(n for n, is_parameter in zip(elements, self._is_parameter, strict=True) if is_parameter)
-        size = sum(n * each for n, each in zip(elements, self._element_bytes, strict=True))
-        return PredictedCost(macs, params, size + sum(index.bytes(keep) for index in self._indices))
+        elements = self._tensors(counted)
+        params, size = elements @ self._is_parameter, elements @ self._element_bytes
+        return PredictedCost(macs, int(params), int(size) + sum(index.bytes(keep) for index in self._indices))
 
     def _add_node(self, node: Node, macs: int) -> None:
         """By formula where that gives what was counted for the network as it is; else counted anew for every choice."""
@@ -89,12 +90,6 @@ class CostModel(Analysis):
                 self._macs.add(term)
         else:
             self._recounted.append(_Recount(self.deps, node, [axis for term in terms for axis in term]))
-
-    def _add_tensors(self) -> None:
-        for name, tensor, is_parameter in distinct_tensors(self.module):
-            self._tensors.add(self.counts.parameter(name, tensor))
-            self._is_parameter.append(is_parameter)
-            self._element_bytes.append(tensor.element_size())
 
     def _written_indices(self, node: Node) -> Iterator[_Index]:
         """Indices into channels that slicing has to write out; they become buffers of the sliced graph."""

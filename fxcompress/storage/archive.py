@@ -11,6 +11,7 @@ import torch
 from torch.fx import GraphModule
 
 from fxcompress.errors import ArchiveError
+from fxcompress.pruning.handover import Handed
 from fxcompress.storage.classes import Allowed
 from fxcompress.storage.container import read_file, write_file
 from fxcompress.storage.graphs import MAX_NODES, decode_graph, encode_graph
@@ -116,7 +117,7 @@ def _encode_meta(module: GraphModule) -> dict[str, Any]:
     meta = {}
     for key, value in module.meta.items():
         try:
-            meta[str(key)] = encode(str.__str__(value) if isinstance(value, str) else value)  # a text that carries more is a text
+            meta[str(key)] = encode(value.plan.to_json() if isinstance(value, Handed) else value)
         except ArchiveError:  # an analysis or another object of this process, which means nothing in a file
             continue
     return meta

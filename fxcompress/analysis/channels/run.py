@@ -126,18 +126,18 @@ class LabelRun:
         """One factor for each axis: what shares an axis with other channels behind a view cannot be removed."""
         if is_sound(value):
             return value
+        owned = self._owned()
         kept: list[Array] = []
-        for factor in sorted(value.factors, key=lambda f: not self._owned(f)):
+        for factor in sorted(value.factors, key=lambda f: not np.isin(self.labels.find(f), owned).any()):
             if any(set(axes(factor)) & set(axes(other)) for other in kept):
                 self.pin(factor, "a view puts it on one axis with other channels")
             else:
                 kept.append(factor)
         return Value(value.shape, tuple(kept))
 
-    def _owned(self, factor: Array) -> bool:
-        """Whether a parameter has one of these labels."""
-        roots = np.unique(self.labels.find(factor))
-        return any(np.isin(self.labels.find(labels), roots).any() for labels in self.parameters.values())
+    def _owned(self) -> Array:
+        """The labels that parameters have."""
+        return self.labels.find(np.concatenate([np.zeros(0, dtype=np.int64), *map(np.ravel, self.parameters.values())]))
 
     # -- what a handler asks for ----------------------------------------------------------------------------------
 
