@@ -15,6 +15,10 @@ class Analysis:
     def __init__(self, module: GraphModule, inputs: Inputs, analyses: Analyses) -> None:
         self.module, self.inputs, self.analyses = module, inputs, analyses
 
+    def carried(self, analyses: Analyses) -> Self | None:
+        """The same fact for ``analyses.module``, a copy of this module with the same nodes; None where it must be found anew."""
+        return None
+
     @classmethod
     def of(cls, module: GraphModule, inputs: Inputs) -> Self:
         return Analyses(module, inputs).get(cls)
@@ -37,6 +41,13 @@ class Analyses:
         found = self._known[kind]
         assert isinstance(found, kind)
         return found
+
+    def carried(self, copy: GraphModule) -> Analyses:
+        """What is known of a copy with the same nodes in the same order."""
+        new = Analyses(copy, self.inputs)
+        found = {kind: fact.carried(new) for kind, fact in self._known.items()}
+        new._known = {kind: fact for kind, fact in found.items() if fact is not None}
+        return new
 
     def drop(self, preserved: frozenset[type[Analysis]] = frozenset()) -> None:
         """Forget every fact that is not among ``preserved``."""

@@ -31,6 +31,16 @@ class Shapes(Analysis):
         self._reasons: dict[Node, str] = {}
         self._bind_inputs()
 
+    def carried(self, analyses: Analyses) -> Shapes:
+        """The same values for the nodes of a copy."""
+        new = Shapes(analyses.module, self.inputs, analyses)
+        for ours, theirs in zip(self.module.graph.nodes, analyses.module.graph.nodes, strict=True):
+            if ours in self._values:
+                new._values[theirs] = self._values[ours]
+            if ours in self._reasons:
+                new._reasons[theirs] = self._reasons[ours]
+        return new
+
     def value(self, node: Node) -> Any:
         """What ``node`` gives on the example inputs, with tensors on the meta device; None when unknown."""
         if node not in self._values:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from fxcompress.analysis import Cost, Shapes
+from fxcompress.analysis import Analyses, Cost, Shapes
 from fxcompress.analysis.cost import weight_cost
 from fxcompress.capture import Captured
 from fxcompress.ir import numbers
@@ -30,9 +30,15 @@ from fxcompress.report import (
 from fxcompress.targets.timing import Timing
 
 
-def costs(captured: Captured) -> list[Cost]:
-    """What every captured part costs on its inputs."""
-    return [Cost.of(part.graph, part.inputs) for part in captured.parts]
+def costs(captured: Captured, runs: Mapping[str, Run] | None = None) -> list[Cost]:
+    """What every captured part costs on its inputs. ``runs``: what gave their graphs."""
+    known = {path: run.analyses for path, run in (runs or {}).items()}
+    return [known[part.path].get(Cost) if part.path in known else Cost.of(part.graph, part.inputs) for part in captured.parts]
+
+
+def facts(captured: Captured, costs: list[Cost]) -> dict[str, Analyses]:
+    """What is known of the parts of which ``costs`` are the costs."""
+    return {part.path: cost.analyses for part, cost in zip(captured.parts, costs, strict=True)}
 
 
 def measured(module: nn.Module, parts: list[Cost], timing: Timing | None) -> Measured:

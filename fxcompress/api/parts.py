@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from fxcompress.analysis import Analyses
 from fxcompress.capture import Captured, Part
 from fxcompress.errors import InputError, PlanError
 from fxcompress.ir.edit import share
 from fxcompress.ir.inputs import Inputs
-from fxcompress.pipeline import Calibration, Pipeline, Run
+from fxcompress.pipeline import Calibration, Known, Pipeline, Run
 from fxcompress.pruning import handover
 from fxcompress.pruning.options import Prune
 from fxcompress.pruning.plan import PruningPlan, options_text
@@ -28,6 +29,7 @@ def run_parts(
     on_step: Callable[[str], None],
     calibration: Calibration,
     plan: PruningPlan | None = None,
+    facts: Mapping[str, Analyses] | None = None,
 ) -> tuple[Captured, dict[str, Run]]:
     """The capture with every part rewritten, and the run of every part.
 
@@ -35,13 +37,15 @@ def run_parts(
         steps: the passes for a part.
         calibration: data for the whole model.
         plan: one that waits to be applied.
+        facts: what is known of the graphs of the parts.
     """
     graphs = _with_plan(captured, plan)
     data = per_part(captured, calibration)
     runs: dict[str, Run] = {}
     rewritten = captured
     for part in captured.parts:
-        run = steps(part).execute(graphs[part.path], part.inputs, verify=verify, on_step=on_step, calibration=data[part.path])
+        known = Known((facts or {}).get(part.path), part.output)
+        run = steps(part).execute(graphs[part.path], part.inputs, verify=verify, on_step=on_step, known=known, calibration=data[part.path])
         runs[part.path] = run
         rewritten = rewritten.with_part(part.path, run.module)
     return rewritten, runs

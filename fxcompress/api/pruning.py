@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from fxcompress.analysis import Cost
 from fxcompress.api import describe
 from fxcompress.api.options import Asked, Pruning, as_options, calibration_of
 from fxcompress.api.parts import joined, run_parts
@@ -79,13 +80,20 @@ def prune(
         captured = capture(model, example_inputs, leaves=leaves, bake=bake)
         pruning.check(captured)
         training = {path: module.training for path, module in captured.module.named_modules()}
-        captured.module.eval()
+        captured = captured.in_eval()
+        before = describe.costs(captured)
         pruned, runs = run_parts(
-            captured, pruning.steps, verify=verify, on_step=on_step, calibration=pruning.calibration, plan=pruning.plan
+            captured,
+            pruning.steps,
+            verify=verify,
+            on_step=on_step,
+            calibration=pruning.calibration,
+            plan=pruning.plan,
+            facts=describe.facts(captured, before),
         )
         on_step("measure")
         plan = joined(captured, runs, handover.applied, pruning.options)
-        report = _report(name or type(model).__name__, captured, pruned, runs, plan, verify=verify, measure=measure)
+        report = _report(name or type(model).__name__, captured, pruned, runs, plan, before, verify=verify, measure=measure)
         report = replace(report, seconds=time.perf_counter() - began)
         _restore(pruned.module, training)
         module = pruned.module
@@ -140,10 +148,18 @@ def _restore(module: nn.Module, training: dict[str, bool]) -> None:
 
 
 def _report(
-    title: str, captured: Captured, pruned: Captured, runs: dict[str, Run], plan: PruningPlan | None, *, verify: bool, measure: bool
+    title: str,
+    captured: Captured,
+    pruned: Captured,
+    runs: dict[str, Run],
+    plan: PruningPlan | None,
+    before: list[Cost],
+    *,
+    verify: bool,
+    measure: bool,
 ) -> Report:
     timings = _timings(captured, pruned) if measure else {}
-    before, after = describe.costs(captured), describe.costs(pruned)
+    after = describe.costs(pruned, runs)
     lines = [line for run in runs.values() for line in run.steps]
     old = describe.measured(captured.module, before, timings.get(ORIGINAL))
     new = describe.measured(pruned.module, after, timings.get(PRUNED))

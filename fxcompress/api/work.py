@@ -61,7 +61,7 @@ class Work:
         self.lowered_lines: dict[str, list[StepRecord]] = {}
         self.refused: list[Candidate] = []
         self.before = describe.costs(captured)
-        self.expected = numbers.evaluate(model, self.inputs)
+        self.expected = captured.expected
 
     def rewrite(self) -> None:
         """Run the pipeline on every part."""
@@ -72,6 +72,7 @@ class Work:
             on_step=self.on_step,
             calibration=self.pruning.calibration,
             plan=self.pruning.plan,
+            facts=describe.facts(self.captured, self.before),
         )
         self.lines = [line for run in self.runs.values() for line in run.steps]
         self.plan = joined(self.captured, self.runs, handover.applied, self.pruning.options)
@@ -92,7 +93,7 @@ class Work:
         output: Any = None
         try:
             for part in form.parts:
-                run = lower.execute(part.graph, part.inputs, verify=self.verify, after=self.runs[part.path])
+                run = lower.execute(part.graph, part.inputs, verify=self.verify, known=self.runs[part.path].known)
                 form = form.with_part(part.path, run.module)
                 lines += run.steps
                 output = run.output if part.path == "" else None
@@ -149,7 +150,7 @@ class Work:
     def _report(self, title: str, form: _Form, seconds: float) -> Report:
         # An engine keeps the weights in a file of its own; they are those of the rewritten graph.
         plain = self.forms[CAPTURED if self.kept == CAPTURED else REWRITTEN].captured
-        after = describe.costs(plain)
+        after = self.before if self.kept == CAPTURED else describe.costs(plain, self.runs)
         lines = [*self.lines, *self.lowered_lines.get(form.name, [])]
         assert form.error is not None
         costs = describe.measured(self.model, self.before, self.original), describe.measured(plain.module, after, form.timing)

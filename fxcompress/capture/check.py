@@ -30,6 +30,7 @@ def run(module: nn.Module, inputs: Inputs) -> Any:
     # the forward of a graph module itself: its __call__ prints a traceback before it raises
     call = module.forward if isinstance(module, fx.GraphModule) else module
     with torch.no_grad(), kept_state(module, inputs):
+        torch.manual_seed(0)
         return inputs.clone().call(call)
 
 

@@ -67,6 +67,7 @@ class Attempt:
     """A graph that is right on the example inputs, with the dimensions that it cannot follow."""
 
     graph: fx.GraphModule
+    output: Any = None
     notes: list[str] = field(default_factory=list)
     batch: str | None = None
     image: str | None = None
@@ -101,7 +102,7 @@ def _climb_down(subject: Subject) -> Captured:
         with_notes = (*_reasons(failures), *notes)
         found = compare(subject.expected, run(module, subject.inputs))
         if found is None:
-            return Captured(module, parts, "parts", with_notes, subject.inputs)
+            return Captured(module, parts, "parts", with_notes, subject.inputs, subject.expected)
         failures.append(("parts", StepFailed(f"the parts together give another result: {found}")))
     except StepFailed as failure:
         failures.append(("parts", failure))
@@ -141,12 +142,13 @@ def _export(subject: Subject) -> Attempt:
 def _checked(subject: Subject, graph: fx.GraphModule) -> Attempt:
     check_graph(graph.graph)
     try:
-        found = compare(subject.expected, run(graph, subject.inputs))
+        output = run(graph, subject.inputs)
+        found = compare(subject.expected, output)
     except Exception as error:  # the graph alone is to blame: the model ran on the same inputs
         found = f"the graph fails: {type(error).__name__}: {error}"
     if found:
         raise StepFailed(f"the graph does not give the model's result: {found}")
-    return Attempt(graph)
+    return Attempt(graph, output)
 
 
 def _probe(subject: Subject, attempt: Attempt) -> None:
@@ -175,7 +177,8 @@ def _whole(subject: Subject, step: Any, attempt: Attempt, failures: list[tuple[s
         if found:
             fix_sizes(attempt.graph, subject.inputs, dims)
             notes.append(f"the {what} size is fixed to the example's, because the model's code depends on it: {found}")
-    return Captured(attempt.graph, (Part("", attempt.graph, subject.inputs),), step, tuple(notes), subject.inputs)
+    part = Part("", attempt.graph, subject.inputs, attempt.output)
+    return Captured(attempt.graph, (part,), step, tuple(notes), subject.inputs, subject.expected)
 
 
 def _part(module: nn.Module, calls: list[Inputs], leaves: LeafRegistry) -> fx.GraphModule:

@@ -30,6 +30,19 @@ from fxcompress.pipeline.single import advance, run_pass
 
 
 @dataclass(frozen=True)
+class Known:
+    """What is known of a graph before a pipeline runs on it: facts about it or about a graph of which it is a copy, its
+    output on the inputs, and its tensors."""
+
+    analyses: Analyses | None = None
+    output: Any = None
+    prints: Fingerprinter | None = None
+
+
+NOTHING = Known()
+
+
+@dataclass(frozen=True)
 class Run:
     """A pipeline's result: the graph, what each pass did, and what is known of the numbers."""
 
@@ -37,7 +50,13 @@ class Run:
     steps: tuple[StepRecord, ...]
     proof: Proof
     prints: Fingerprinter  # knows the module's tensors
+    analyses: Analyses
     output: Any = None  # of the module on the inputs; None when it was not verified
+
+    @property
+    def known(self) -> Known:
+        """What a pipeline that continues need not find out again."""
+        return Known(self.analyses, self.output, self.prints)
 
 
 @dataclass(frozen=True)
@@ -103,25 +122,24 @@ class Pipeline(Pass):
         *,
         verify: bool = True,
         on_step: Callable[[str], None] = lambda text: None,
-        after: Run | None = None,
+        known: Known = NOTHING,
         calibration: Calibration = NO_DATA,
     ) -> Run:
         """Run all passes on a copy of ``module``, which is not changed.
 
         After every pass the graph is linted, ``changed`` is compared with the graph's fingerprint and, if ``verify``,
         the outputs on ``inputs`` with those of the step before, as the pass's semantics demand; at the end the whole
-        is compared with the start in float64. ``after`` is the run that gave ``module``, of which nothing is computed again;
-        ``calibration`` the data for passes that need some.
+        is compared with the start in float64. ``known`` is not computed again; ``calibration`` is the data for passes that need some.
 
         Raises:
             PassError: a pass raised. DishonestPassError: a pass misreported its change. GraphError: it left a broken
             graph. EquivalenceError: it changed the numbers. All name the pass and the way to reproduce the failure.
         """
-        frame = Frame(module, inputs, verify=verify, after=after, calibration=calibration)
+        frame = Frame(module, inputs, verify=verify, known=known, calibration=calibration)
         for step in self.passes:
             on_step(str(step))
             frame.apply(step)
-        return Run(frame.module, tuple(frame.steps), frame.finish(), frame.prints, frame.prover.last)
+        return Run(frame.module, tuple(frame.steps), frame.finish(), frame.prints, frame.analyses, frame.prover.last)
 
 
 def _check_order(passes: Iterable[Pass], given: frozenset[Property]) -> None:
@@ -147,7 +165,7 @@ class Frame:
         *,
         verify: bool,
         reproduce: bool = True,
-        after: Run | None = None,
+        known: Known = NOTHING,
         calibration: Calibration = NO_DATA,
     ) -> None:
         self.reproduce, self.calibration = reproduce, calibration
@@ -156,10 +174,10 @@ class Frame:
         self.inputs = inputs
         self.steps: list[StepRecord] = []
         self.done: list[Pass] = []
-        self.prints = after.prints if after is not None else Fingerprinter()
+        self.prints = known.prints or Fingerprinter()
         self.fingerprint = self.prints.of(self.module)
-        self.analyses = Analyses(self.module, inputs)
-        self.prover = Prover(self.start, inputs, calibration, after.output if after is not None else None, enabled=verify)
+        self.analyses = known.analyses.carried(self.module) if known.analyses is not None else Analyses(self.module, inputs)
+        self.prover = Prover(self.start, inputs, calibration, known.output, enabled=verify)
 
     def apply(self, step: Pass) -> None:
         began = time.perf_counter()

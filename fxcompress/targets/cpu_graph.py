@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import TargetError
+from fxcompress.ir.copying import copied
 from fxcompress.targets.cpu_kernels import ordinary_mode, refuse_gradients
 from fxcompress.targets.inference import InferenceOnly
 
@@ -38,7 +39,7 @@ def onednn_graph_missing() -> str | None:
     """Why this torch cannot run oneDNN Graph, or None."""
     if not torch.backends.mkldnn.is_available():
         return "this build of torch has no oneDNN"
-    if not all(hasattr(torch.jit, name) for name in ("enable_onednn_fusion", "onednn_fusion_enabled", "trace", "freeze")):
+    if not all(hasattr(torch.jit, name) for name in ("enable_onednn_fusion", "onednn_fusion_enabled", "trace")):
         return f"torch {torch.__version__} no longer offers torch.jit.enable_onednn_fusion"
     return None
 
@@ -188,23 +189,29 @@ def _fusion_enabled() -> Iterator[None]:
 
 
 def _compile(graph: nn.Module, tensors: list[Tensor]) -> Callable[..., Any]:
-    """Trace, freeze, and run until the partitions are compiled: one run records the shapes, the next is optimized for them."""
-    flat = _Flat(graph)
+    """Trace and run until the partitions are compiled: one run records the shapes, the next is optimized for them.
+
+    The graph is traced as a function, in which weights are constants: modules would be scripted one by one, and frozen.
+    """
+    flat = _Flat(copied(graph, _constant))
     example = tuple(t.detach().contiguous() for t in tensors)
     with warnings.catch_warnings(), _fusion_enabled(), torch.no_grad():
         warnings.simplefilter("ignore")  # TorchScript is deprecated; sizes become constants, which is meant
         with _FriendlyForms():
-            traced = torch.jit.trace(flat, example, check_trace=False)
-        frozen = torch.jit.freeze(traced)
-        for _ in range(3):
-            frozen(*example)
+            compiled = torch.jit.trace(lambda *args: flat(*args), example, check_trace=False)
+        for _ in range(2):
+            compiled(*example)
     tree: Any = flat.tree
 
     def run(*args: Tensor) -> Any:
         with torch.no_grad():
-            return pytree.tree_unflatten(frozen(*[a.contiguous() for a in args]), tree)
+            return pytree.tree_unflatten(compiled(*[a.contiguous() for a in args]), tree)
 
     return run
+
+
+def _constant(tensor: Tensor) -> Tensor:
+    return nn.Parameter(tensor.detach(), requires_grad=False) if isinstance(tensor, nn.Parameter) else tensor.detach()
 
 
 def _plain(t: Tensor) -> bool:
