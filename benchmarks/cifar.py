@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -147,7 +148,7 @@ def cifar10(folder: Path) -> tuple[Images, Images]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with Nesterov momentum; the rate rises for ``warmup`` of the steps and then falls to zero as a cosine."""
+    """SGD with Nesterov momentum, or AdamW; the rate rises for ``warmup`` of the steps and then falls to zero as a cosine."""
 
     epochs: int
     rate: float = 0.1
@@ -156,6 +157,13 @@ class Recipe:
     decay: float = 5e-4
     momentum: float = 0.9
     seed: int = 0
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+
+    def steps_of(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of the parameters of ``model``."""
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(model.parameters(), self.rate, weight_decay=self.decay)
+        return torch.optim.SGD(model.parameters(), self.rate, self.momentum, weight_decay=self.decay, nesterov=True)
 
     def rate_at(self, done: float) -> float:
         """The learning rate when a share ``done`` of all steps is done."""
@@ -167,7 +175,7 @@ class Recipe:
 def train(model: nn.Module, images: Images, recipe: Recipe) -> nn.Module:
     """Train ``model`` in place; it is given back in eval mode."""
     model.train().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), recipe.rate, recipe.momentum, weight_decay=recipe.decay, nesterov=True)
+    optimizer = recipe.steps_of(model)
     generator = torch.Generator().manual_seed(recipe.seed)
     steps = recipe.epochs * (len(images.x) // recipe.batch)
     step, start = 0, time.perf_counter()

@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
-import warnings
 from pathlib import Path
+
+from harness import Prepared, geometric_mean, rounds, serve
 
 NETWORKS = [
     "resnet18",
@@ -51,31 +48,31 @@ def network(name: str):
     return torchvision.models.get_model(name, **extra).eval()
 
 
-def prepare(engine: str, name: str, batch: int, threads: int):
-    """A function of no arguments that runs the network once, and a word about what runs."""
+def prepare(engine: str, name: str, batch: int, threads: int) -> Prepared:
+    """A function of no arguments that runs the network once, and a note on what runs."""
     import torch
 
     torch.set_num_threads(threads)
     model, x = network(name), torch.randn(batch, 3, 224, 224)
     if engine == "eager":
-        return lambda: model(x), ""
+        return lambda: model(x), {}
     if engine == "channels_last":
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-        return lambda: model(x), ""
+        return lambda: model(x), {}
     if engine == "compile":
         import torch._inductor.config as inductor
 
         inductor.freezing = True
         compiled = torch.compile(model)
-        return lambda: compiled(x), ""
+        return lambda: compiled(x), {}
     if engine == "onnxruntime":
-        return onnxruntime(model, x, threads), ""
+        return onnxruntime(model, x, threads), {}
     if engine == "openvino":
-        return openvino(model, x, threads), ""
+        return openvino(model, x, threads), {}
     import fxcompress
 
     small = fxcompress.compress(model, x, target=engine.removeprefix("fx-"))
-    return lambda: small(x), small.report.target
+    return lambda: small(x), {"note": small.report.target}
 
 
 def onnxruntime(model, x, threads):
@@ -113,77 +110,12 @@ def openvino(model, x, threads):
     return lambda: request.infer([x.numpy()], share_inputs=True, share_outputs=True)
 
 
-def serve(engine: str, name: str, batch: int, threads: int) -> None:
-    """Prepare, say so, then time ``calls`` calls for every line on standard input."""
-    warnings.filterwarnings("ignore")
-    import torch
-
-    with torch.inference_mode():
-        began = time.perf_counter()
-        call, note = prepare(engine, name, batch, threads)
-        call()
-        ready = time.perf_counter() - began
-        call()
-        print(json.dumps({"ready": ready, "note": note}), flush=True)
-        for line in sys.stdin:
-            call()
-            taken = []
-            for _ in range(int(line)):
-                began = time.perf_counter()
-                call()
-                taken.append(time.perf_counter() - began)
-            print(json.dumps(taken), flush=True)
-
-
 # -- all engines on one network -----------------------------------------------------------------------------------------
 
 
-class Worker:
-    def __init__(self, engine: str, name: str, batch: int, threads: int) -> None:
-        command = [sys.executable, __file__, "--serve", engine, "--networks", name, "--batch", str(batch), "--threads", str(threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.samples: list[float] = []
-        self.hello = self._answer()
-
-    def _answer(self):
-        for line in self.process.stdout:
-            if line.startswith(("{", "[")):
-                return json.loads(line)
-        return None
-
-    def time(self, calls: int) -> list[float]:
-        print(calls, file=self.process.stdin, flush=True)
-        return self._answer() or []
-
-    def stop(self) -> str:
-        self.process.stdin.close()
-        error = self.process.stderr.read().strip().splitlines()
-        self.process.wait()
-        return error[-1][:100] if error and self.process.returncode else ""
-
-
 def measure(name: str, batch: int, threads: int, engines: list[str], blocks: int, seconds: float) -> dict:
-    workers = {engine: Worker(engine, name, batch, threads) for engine in engines}
-    for block in range(blocks):
-        for worker in workers.values():
-            if worker.hello is None:
-                continue
-            time.sleep(0.2)
-            calls = 3 if not worker.samples else max(3, int(seconds / statistics.median(worker.samples)))
-            taken = worker.time(calls)
-            worker.samples += taken if block else []
-            if not block:
-                worker.samples = taken  # a first idea of how long a call takes
-            elif block == 1:
-                worker.samples = taken
-    result = {}
-    for engine, worker in workers.items():
-        error = worker.stop()
-        if worker.samples:
-            result[engine] = {"ms": 1e3 * statistics.median(worker.samples), **worker.hello}
-        else:
-            result[engine] = {"ms": None, "error": error}
-    return result
+    rest = ["--networks", name, "--batch", str(batch), "--threads", str(threads)]
+    return rounds({engine: [__file__, "--serve", engine, *rest] for engine in engines}, blocks, seconds)
 
 
 # -- tables -------------------------------------------------------------------------------------------------------------
@@ -211,11 +143,6 @@ def ratios(row: dict) -> list[float | None]:
     return [other / ours if other and ours else None for other, ours in pairs]
 
 
-def geometric_mean(values: list[float | None]) -> float | None:
-    known = [v for v in values if v]
-    return math.exp(statistics.fmean(map(math.log, known))) if known else None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
@@ -228,7 +155,7 @@ def main() -> None:
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve, options.networks[0], options.batch[0], options.threads)
+        serve(lambda: prepare(options.serve, options.networks[0], options.batch[0], options.threads))
         return
     figures: dict[str, dict] = {}
     for batch in options.batch:

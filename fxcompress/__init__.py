@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from fxcompress import errors
 
 if TYPE_CHECKING:
-    from fxcompress.api import compress, plan, prune, trace
+    from fxcompress.api import compress, plan, prune, quantize, trace
     from fxcompress.ir.inputs import Inputs
     from fxcompress.pipeline import Pass, PassContext, PassResult, Pipeline, Property, Remark, RulePass, Semantics
     from fxcompress.pruning.criteria import Criterion, Scoring
     from fxcompress.pruning.options import Budget, Prune
     from fxcompress.pruning.plan import PruningPlan
+    from fxcompress.quant.options import Int8
     from fxcompress.report import Report
     from fxcompress.result import load
     from fxcompress.rewrite import Rule, Rules
@@ -31,6 +32,7 @@ _HOMES = {
     "Budget": "fxcompress.pruning.options",
     "Criterion": "fxcompress.pruning.criteria",
     "Inputs": "fxcompress.ir.inputs",
+    "Int8": "fxcompress.quant.options",
     "Pass": "fxcompress.pipeline",
     "PassContext": "fxcompress.pipeline",
     "PassResult": "fxcompress.pipeline",
@@ -49,6 +51,7 @@ _HOMES = {
     "load": "fxcompress.result",
     "plan": "fxcompress.api",
     "prune": "fxcompress.api",
+    "quantize": "fxcompress.api",
     "save": "fxcompress.storage",
     "trace": "fxcompress.api",
 }
@@ -57,6 +60,7 @@ __all__ = [
     "Budget",
     "Criterion",
     "Inputs",
+    "Int8",
     "Pass",
     "PassContext",
     "PassResult",
@@ -76,6 +80,7 @@ __all__ = [
     "load",
     "plan",
     "prune",
+    "quantize",
     "save",
     "trace",
 ]

@@ -21,12 +21,12 @@ from fxcompress.pruning.clock import MachineClock
 from fxcompress.pruning.criteria import Criterion, Scoring, scored
 from fxcompress.pruning.criteria import criterion as criterion_of
 from fxcompress.pruning.handover import leave
-from fxcompress.pruning.latency_cache import cache_path
 from fxcompress.pruning.options import Budget, Normalization, Prune, Reduction, Scope
 from fxcompress.pruning.plan import PruningPlan, make_plan
 from fxcompress.pruning.select import select
 from fxcompress.pruning.slicing import sliced
 from fxcompress.targets.cpu import CpuTarget
+from fxcompress.targets.latency_cache import cache_path
 
 Limit = float | str | None
 

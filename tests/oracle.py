@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from drawing import Feed
 from networks import Net, trace
+from quantized import check_integers, shaken, sqnr
 from torch import Tensor, fx, nn
 
 from fxcompress.analysis import Analyses
 from fxcompress.analysis.channels import ChannelDependencyGraph
 from fxcompress.ir.inputs import Inputs
 from fxcompress.pipeline import Pass, Pipeline, Property, Semantics, registry
+from fxcompress.pipeline.base import Calibration
 from fxcompress.pruning.handover import waiting
 from fxcompress.pruning.mask import masked
 
@@ -155,8 +157,12 @@ def _slack(model: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> float:
 # -- passes -------------------------------------------------------------------------------------------------------------
 
 
+OPTIONS: dict[str, dict[str, Any]] = {"observe": {"speed": "none"}}
+"""Other than the default ones: small networks are not faster in integers."""
+
+
 def make(name: str) -> Pass:
-    return registry.lookup(name)()
+    return registry.lookup(name)(**OPTIONS.get(name, {}))
 
 
 def establishing(name: str) -> list[str]:
@@ -186,6 +192,10 @@ def prunes(passes: Sequence[Pass]) -> bool:
     return any(step.name == "prune-apply" for step in passes)
 
 
+def quantizes(passes: Sequence[Pass]) -> bool:
+    return any(Property.OBSERVED in step.establishes for step in passes)
+
+
 def pruned_reference(pipeline: Pipeline, graph: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
     """What ``pipeline`` must compute: the network in which the channels that its last ``prune-apply`` removes are ignored."""
     last = max(at for at, step in enumerate(pipeline.passes) if step.name == "prune-apply")
@@ -206,8 +216,11 @@ def check(pipeline: Pipeline, net: Net, feed: Feed = Feed(), *, verify: bool = F
     before = it.state()
     if prunes(pipeline.passes) and (net.train or feed.kind in ("nan", "inf")):
         return  # random numbers differ with the sizes; NaN and infinity go through a mask
+    if quantizes(pipeline.passes):
+        _check_quantized(pipeline, net, feed)
     if lowers(pipeline.passes):
-        _check_lowered(pipeline, net, feed, verify)
+        if not quantizes(pipeline.passes):
+            _check_lowered(pipeline, net, feed, verify)
         return
     inputs = Inputs(tuple(t.clone() for t in it.feeds[0]))
     result = pipeline.execute(it.graph, inputs, verify=verify)
@@ -264,6 +277,36 @@ def _settles(pipeline: Pipeline, module: fx.GraphModule, inputs: Inputs) -> None
             return
     changing = [s.text for s in again.steps if s.changed]
     raise Broken(f"'{pipeline}' never comes to rest: {changing} still change the graph")
+
+
+def _check_quantized(pipeline: Pipeline, net: Net, feed: Feed) -> None:
+    """In float32, as that is what integers are made of; see ``quantized.py``. The integer graph is near to the fake-quantized one."""
+    if net.train or feed.kind not in ("normal", "zeros") or prunes(pipeline.passes):
+        return
+    model = net.build().float()
+    feeds = [tuple(t.float() for t in x) for x in case(net, feed).feeds]
+    inputs = Inputs(tuple(t.clone() for t in feeds[0]))
+    data = Calibration((inputs,))
+
+    def after(passes: Sequence[Pass]) -> fx.GraphModule:
+        return Pipeline(tuple(passes)).execute(trace(model), inputs, verify=False, calibration=data).module
+
+    names = [step.name for step in pipeline.passes]
+    if "lower-int8" not in names:
+        after(pipeline.passes)
+        return
+    at = names.index("lower-int8")
+    fake, integers, result = after(pipeline.passes[:at]), after(pipeline.passes[: at + 1]), after(pipeline.passes)
+    check_integers(integers, feeds[0])
+    for x in feeds:
+        wanted = run(fake, x)[0]
+        worst = min(sqnr(wanted, run(shaken(fake, seed), x)[0]) for seed in range(4))
+        for got in (run(integers, x)[0], run(result, x)[0]):
+            same(wanted, got, math.inf)
+            if sqnr(wanted, got) < min(worst, 60.0) - 10.0:
+                raise Broken(
+                    f"{sqnr(wanted, got):.1f} dB to the fake-quantized graph; it is at {worst:.1f} dB from itself when it is shaken"
+                )
 
 
 def _check_lowered(pipeline: Pipeline, net: Net, feed: Feed, verify: bool) -> None:

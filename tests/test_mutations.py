@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from fxcompress.errors import FxCompressError
 from fxcompress.passes import cse, drop_noops, fold_norm, fold_norm_before, functionalize, fuse, merge_chain
 from fxcompress.pipeline import Pipeline
 from fxcompress.pruning import slicing
+from fxcompress.quant import integer_forms, integers, regions, roles
 from fxcompress.rewrite import attention, rules
 
 _CONV = {"cin": 3, "cout": 3, "kernel": 3, "padding": 1}
@@ -92,7 +94,40 @@ def producers_masked(deps: Any, keep: Any) -> Any:
     return module
 
 
+QUANTIZED_PAD = Net(_IN, (step("conv", 0, **_CONV), step("pad", 1, pad=(1, 2, 0, 1)), step("conv", 2, **_CONV)), 3)
+QUANTIZED_RESIDUAL = KNOWN["in-place relu on a conv that a residual reads"]
+QUANTIZED_TWO_READERS = Net(_IN, (step("conv", 0, **_CONV), step("conv", 1, **_CONV), step("fn", 1, name="exp")), (2, 3))
+QUANTIZED_ABS = Net(_IN, (step("conv", 0, **_CONV), step("fn", 1, name="abs"), step("conv", 2, **_CONV)), 3)
+real_layer_operands, real_qparams = roles.layer_operands, regions.Regions.qparams
+
+
+def twice_the_scale(self: Any, value: Any) -> Any:
+    found = real_qparams(self, value)
+    return found if regions.is_quantizer(value) else dataclasses.replace(found, scale=2 * found.scale)
+
+
+def integers_as_float(self: Any, value: Any, reader: Any) -> Any:
+    return self.ints.get(value) or self.floats.get(value, value)
+
+
 MUTATIONS = {
+    "int8: zero is not the zero point": (integers, "pad_with", lambda node, zero, editor: node, "lower-int8", QUANTIZED_PAD),
+    "int8: the residual is forgotten": (
+        integer_forms,
+        "layer_operands",
+        lambda node: (real_layer_operands(node)[0], None),
+        "lower-int8",
+        QUANTIZED_RESIDUAL,
+    ),
+    "int8: the scale of what was moved": (regions.Regions, "qparams", twice_the_scale, "lower-int8", QUANTIZED_PAD),
+    "int8: float readers get integers": (
+        integers._Lowering,
+        "float_of",
+        integers_as_float,
+        "lower-int8",
+        QUANTIZED_TWO_READERS,
+    ),
+    "int8: the absolute value moves integers": (roles, "MOVES", roles.MOVES | {"abs": nothing}, "lower-int8", QUANTIZED_ABS),
     "pruned: the next index is kept": (slicing, "kept_indices", next_index, "prune-apply", CONV_NORM_CONV),
     "pruned: statistics are not in step": (slicing, "_cut", first_of_buffers, "prune-apply", CONV_NORM_CONV),
     "pruned: the producers are masked": (oracle, "masked", producers_masked, "prune-apply", CONV_NORM_CONV),

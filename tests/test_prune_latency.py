@@ -21,7 +21,6 @@ from fxcompress.analysis import Analyses
 from fxcompress.analysis.channels import ChannelDependencyGraph
 from fxcompress.errors import InputError
 from fxcompress.ir.inputs import Inputs
-from fxcompress.pruning import latency_cache
 from fxcompress.pruning.budget import fit, fitted
 from fxcompress.pruning.clock import MachineClock
 from fxcompress.pruning.counts import Counts
@@ -30,6 +29,7 @@ from fxcompress.pruning.layer import Layer, Site, placed_layers
 from fxcompress.pruning.options import Budget, Prune
 from fxcompress.pruning.predict import predicted
 from fxcompress.pruning.slicing import sliced
+from fxcompress.targets import latency_cache
 
 
 def _smooth(layer: Layer) -> float:

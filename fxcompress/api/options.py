@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import difflib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
+from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -77,26 +80,46 @@ def for_part(options: Prune, part: Part) -> Prune:
     """The options with patterns for the names inside a captured part; what fits nothing there is left out."""
     if not part.path:
         return options
-    ignore = tuple(inner for pattern in options.ignore for inner in _inside(pattern, part))
+    ignore = tuple(inner for pattern in options.ignore for inner in inside(pattern, part))
     return replace(
-        options, ignore=ignore, ratios=tuple((inner, ratio) for pattern, ratio in options.ratios for inner in _inside(pattern, part))
+        options, ignore=ignore, ratios=tuple((inner, ratio) for pattern, ratio in options.ratios for inner in inside(pattern, part))
     )
 
 
 def check_patterns(options: Prune, parts: Iterable[Part]) -> None:
     """Raise InputError when a pattern fits nothing in any of several captured parts; of a single one the choice itself does."""
+    if all(part.path for part in parts):
+        check_patterns_of((*options.ignore, *(pattern for pattern, _ in options.ratios)), parts)
+
+
+def check_patterns_of(patterns: Iterable[str], parts: Iterable[Part]) -> None:
+    """Raise InputError when one of ``patterns`` fits nothing in any of the captured parts."""
     parts = tuple(parts)
-    for pattern in (*options.ignore, *(pattern for pattern, _ in options.ratios)):
-        if all(part.path and not _inside(pattern, part) for part in parts):
-            where = ", ".join(part.path for part in parts)
-            raise InputError(f"no parameter or module is called '{pattern}'", hint=f"only these parts could be captured: {where}")
+    for pattern in patterns:
+        if not any(inside(pattern, part) for part in parts):
+            raise InputError(f"no parameter or module is called '{pattern}'", hint=_known(pattern, parts))
 
 
-def _inside(pattern: str, part: Part) -> list[str]:
-    """Patterns that fit, by their names inside the part, what ``pattern`` fits by the names of the whole."""
+def _known(pattern: str, parts: tuple[Part, ...]) -> str:
+    if all(part.path for part in parts):
+        return f"only these parts could be captured: {', '.join(part.path for part in parts)}"
+    names = [name for part in parts for name in _names(part)]
+    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:4]
+    return f"names are {', '.join(near)}, ..."
+
+
+def _names(part: Part) -> list[str]:
     graph = part.graph
-    names = [name for name, _ in (*graph.named_parameters(remove_duplicate=False), *graph.named_modules()) if name]
-    fitting = [name for name in names if fnmatchcase(f"{part.path}.{name}", pattern)]
+    return [name for name, _ in (*graph.named_parameters(remove_duplicate=False), *graph.named_modules()) if name]
+
+
+def inside(pattern: str, part: Part) -> list[str]:
+    """Patterns that fit, by their names inside the part, what ``pattern`` fits by the names of the whole."""
+    names = _names(part)
+    above = part.path.split(".")
+    if any(fnmatchcase(".".join(above[: n + 1]), pattern) for n in range(len(above)) if part.path):
+        return ["*"]  # the name of a module stands for all that is in it
+    fitting = [name for name in names if fnmatchcase(f"{part.path}.{name}" if part.path else name, pattern)]
     if not fitting:
         return []
     if pattern.startswith(f"{part.path}."):
@@ -107,18 +130,25 @@ def _inside(pattern: str, part: Part) -> list[str]:
     return [*([pattern] if len(rest) < len(fitting) else []), *rest]
 
 
-def calibration_of(batches: Iterable[Any], loss: Callable[[Any, Any], Tensor] | None, model: nn.Module, example_inputs: Any) -> Calibration:
+def calibration_of(
+    batches: Iterable[Any],
+    loss: Callable[[Any, Any], Tensor] | None,
+    model: nn.Module,
+    example_inputs: Any,
+    limit: int | None = None,
+) -> Calibration:
     """What the user passed as calibration data.
 
     Args:
         batches: each as ``example_inputs``, or a pair of those and targets, as a DataLoader gives.
         loss: ``loss(output, targets)`` is a scalar.
+        limit: so many batches are taken, and no more are asked for.
 
     Raises:
-        InputError: a batch is neither, or there are no targets for a loss.
+        InputError: a batch is neither, or holds numbers that are not finite, or there are no targets for a loss.
     """
     example = Inputs.of(example_inputs, model.forward)
-    pairs = [_pair(batch, example, model) for batch in batches]
+    pairs = [_pair(batch, place, example, model) for place, batch in enumerate(islice(_iterable(batches), limit))]
     if loss is None:
         return Calibration(tuple(inputs for inputs, _ in pairs))
     if any(target is None for _, target in pairs) or not pairs:
@@ -126,7 +156,25 @@ def calibration_of(batches: Iterable[Any], loss: Callable[[Any, Any], Tensor] | 
     return Calibration(tuple(inputs for inputs, _ in pairs), lambda output, i: loss(output, pairs[i][1]))
 
 
-def _pair(batch: Any, example: Inputs, model: nn.Module) -> tuple[Inputs, Any]:
+def _iterable(batches: Any) -> Iterable[Any]:
+    if isinstance(batches, (Tensor, dict, str)) or not isinstance(batches, Iterable):
+        raise InputError(
+            f"calibration is a {type(batches).__name__}, not a number of batches",
+            hint="pass a list of batches or a DataLoader: calibration=[x1, x2, ...]",
+        )
+    return _guarded(batches)
+
+
+def _guarded(batches: Iterable[Any]) -> Iterator[Any]:
+    try:
+        yield from batches
+    except Exception as error:  # the user's own code may fail in any way
+        raise InputError(
+            f"the calibration data raised {type(error).__name__}: {str(error)[:200]}", hint="iterate over it yourself to see where"
+        ) from error
+
+
+def _pair(batch: Any, place: int, example: Inputs, model: nn.Module) -> tuple[Inputs, Any]:
     """The inputs and the targets of one batch; None for no targets."""
     choices: list[tuple[Any, Any]] = [(batch, None)]
     if isinstance(batch, (tuple, list)):
@@ -138,11 +186,29 @@ def _pair(batch: Any, example: Inputs, model: nn.Module) -> tuple[Inputs, Any]:
         except InputError:
             continue
         if _form(inputs) == _form(example):
+            _check_tensors(inputs, place, example)
             return inputs, target
     raise InputError(
         f"a calibration batch is a {type(batch).__name__} that is not of the form of example_inputs",
         hint="give every batch as example_inputs, or as a pair of those and targets",
     )
+
+
+def _check_tensors(inputs: Inputs, place: int, example: Inputs) -> None:
+    """Raise InputError where a batch has other types, axes or devices than the example, or numbers that are not finite."""
+    for given, wanted in zip(inputs.tensors(), example.tensors(), strict=True):
+        if given.dtype != wanted.dtype or given.dim() != wanted.dim() or given.device != wanted.device:
+            raise InputError(
+                f"calibration batch {place} has {_words(given)} where example_inputs has {_words(wanted)}",
+                hint="give batches like example_inputs; only sizes may differ",
+            )
+        if given.is_floating_point() and not bool(torch.isfinite(given).all()):
+            raise InputError(f"calibration batch {place} has NaN or infinite values", hint="leave such inputs out, or clean them first")
+
+
+def _words(tensor: Tensor) -> str:
+    where = "" if tensor.device.type == "cpu" else f" on {tensor.device}"
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}{where}"
 
 
 def _form(inputs: Inputs) -> Any:

@@ -15,6 +15,7 @@ _SPEC = "torchvision:NAME, timm:NAME, package.module:factory, or a file saved by
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 _BAKE = "accept weight norm and other parametrizations, with their present value"
 _PRUNE = 'remove channels first: the share of them (0.5), options of prune-select ("macs=-40%%,criterion=l1"), or a plan file'
+_CALIBRATION = "typical inputs for --int8 or --prune: package.module:loader, a list of batches, a DataLoader, or a function that gives one"
 _TARGETS = "auto, none, or the name of one: cpu, openvino, onnxruntime"
 
 
@@ -37,6 +38,10 @@ def parser() -> argparse.ArgumentParser:
     compress.add_argument("--target", default="auto", help=f"what the result runs on: {_TARGETS} (default: auto)")
     compress.add_argument("--pipeline", metavar="TEXT", help='passes to run instead of the default ones, e.g. "fold-norm,fuse"')
     compress.add_argument("--prune", metavar="WHAT", help=_PRUNE)
+    compress.add_argument("--int8", action="store_true", help="quantize where that is faster; needs --calibration")
+    compress.add_argument("--int8-options", metavar="TEXT", help='with --int8: options, e.g. "observer=percentile,ignore=[head.*]"')
+    compress.add_argument("--calibration", metavar="SPEC", help=_CALIBRATION)
+    compress.add_argument("--evaluate", metavar="SPEC", help="package.module:function of a module that gives its score, for max_drop")
     compress.add_argument("--no-verify", action="store_true", help="do not compare the outputs after every pass")
     compress.add_argument("--bake", action="store_true", help=_BAKE)
 

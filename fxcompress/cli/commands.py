@@ -23,6 +23,7 @@ from fxcompress.cli.files import check_folder, check_suffix, check_writable, wri
 from fxcompress.cli.inputs import model_and_inputs, title, width
 from fxcompress.cli.progress import Progress
 from fxcompress.cli.pruning import REPORT_FORMS, apply, asked, plan
+from fxcompress.cli.quantizing import quantization
 from fxcompress.errors import FxCompressError, InputError, PipelineError
 from fxcompress.ir.inputs import Inputs
 from fxcompress.pipeline import Pass, Pipeline, registry
@@ -62,6 +63,7 @@ def _compressed(model: nn.Module, inputs: tuple[Any, ...], options: Namespace, s
     verify = not getattr(options, "no_verify", False)
     if getattr(options, "prune", None) is not None:
         settings["prune"] = asked(options.prune)
+    settings |= quantization(options)
     return api.compress(model, inputs, target=options.target, verify=verify, name=title(options), on_step=show, **settings)
 
 

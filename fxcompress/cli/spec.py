@@ -111,9 +111,20 @@ def _nearest(name: str, known: Iterable[str], prefix: str) -> str:
 
 
 def _own(module_name: str, path: str) -> nn.Module:
-    """``package.module:factory``, looked up from the current folder too, as ``python -m`` does."""
+    return _made(find(module_name, path, "model", f"a SPEC is {FORMS}"), f"{module_name}:{path}")
+
+
+def find(module_name: str, path: str, what: str, forms: str) -> Any:
+    """What ``package.module:name`` names, looked up from the current folder too, as ``python -m`` does.
+
+    Args:
+        what: how messages call it. forms: what may be written in its place.
+
+    Raises:
+        InputError: there is no such thing.
+    """
     if not re.fullmatch(r"[A-Za-z_][\w.]*", module_name) or not re.fullmatch(r"[A-Za-z_][\w.]*", path):
-        raise InputError(f"cannot read the model '{module_name}:{path}'", hint=f"a SPEC is {FORMS}")
+        raise InputError(f"cannot read the {what} '{module_name}:{path}'", hint=forms)
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -125,7 +136,7 @@ def _own(module_name: str, path: str) -> nn.Module:
             ) from None
         raise InputError(
             f"there is no module '{error.name}'",
-            hint=f"run from the folder that has it, or pip install {error.name.partition('.')[0]}; a SPEC is {FORMS}",
+            hint=f"run from the folder that has it, or pip install {error.name.partition('.')[0]}; {forms}",
         ) from None
     for part in path.split("."):
         if not hasattr(found, part):
@@ -133,7 +144,7 @@ def _own(module_name: str, path: str) -> nn.Module:
                 f"'{module_name}' has no '{path}'", hint=_nearest(part, [n for n in vars(found) if n[:1] != "_"], f"{module_name}:")
             )
         found = getattr(found, part)
-    return _made(found, f"{module_name}:{path}")
+    return found
 
 
 def _made(found: Any, spec: str) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -53,6 +53,8 @@ def settings(module: nn.Module) -> dict[str, Any]:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return all(_is_plain(item) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):  # such as the scale and zero point of a quantized tensor
+        return all(_is_plain(getattr(value, f.name)) for f in fields(value))
     return isinstance(value, _PLAIN)
 
 

@@ -68,24 +68,38 @@ def parse_call(text: str) -> tuple[str, dict[str, str]]:
 
 def build(kind: type[Pass], options: dict[str, str]) -> Pass:
     """Make a pass from the text of its options, checked against the types of its fields."""
-    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
-    hints = typing.get_type_hints(kind)
-    values = {}
-    for key, text in options.items():
-        if key not in fields:
-            known = f"its options are {', '.join(fields)}" if fields else "it has no options"
-            raise UnknownPassError(f"pass '{kind.name}' has no option '{key}'", hint=known)
-        values[key] = _convert(text, hints[key], f"{kind.name}{{{key}={text}}}")
+    values = field_values(kind, f"pass '{kind.name}'", options)
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:
         raise PipelineError(f"pass '{kind.name}' refuses its options: {error}") from error
 
 
+def field_values(kind: type[Any], called: str, options: dict[str, str]) -> dict[str, Any]:
+    """The values of a dataclass's fields from their texts. ``called``: how messages call the dataclass.
+
+    Raises:
+        UnknownPassError: it has no such field. PipelineError: a value has the wrong type.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, text in options.items():
+        if key not in fields:
+            known = f"its options are {', '.join(fields)}" if fields else "it has no options"
+            raise UnknownPassError(f"{called} has no option '{key}'", hint=known)
+        values[key] = _convert(text, hints[key], f"{called.removeprefix('pass ').strip(chr(39))}{{{key}={text}}}")
+    return values
+
+
 def _convert(text: str, hint: Any, where: str) -> Any:
     converted = _fit(_read(text), hint)
     if converted is _MISFIT:
-        raise PipelineError(f"{where}: {text!r} is not of type {getattr(hint, '__name__', hint)}")
+        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+        kind = " | ".join(map(str, choices)) or getattr(hint, "__name__", hint)
+        raise PipelineError(
+            f"{where}: {text!r} is not of type {kind}", hint=f"write one of {', '.join(map(str, choices))}" if choices else None
+        )
     return converted
 
 
@@ -109,7 +123,9 @@ def _fit(value: Any, hint: Any) -> Any:
     if origin is tuple:
         return _fit_tuple(value if isinstance(value, (tuple, list)) else (value,), typing.get_args(hint))
     if origin is typing.Literal:
-        return value if value in typing.get_args(hint) else _MISFIT
+        known = typing.get_args(hint)
+        value = "none" if value is None and None not in known else value  # the word, not the value
+        return value if value in known else _MISFIT
     if isinstance(hint, type) and issubclass(hint, Enum):
         return next((member for member in hint if value in (member.name, member.name.lower(), member.value)), _MISFIT)
     if hint is float and type(value) is int:

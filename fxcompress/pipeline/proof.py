@@ -5,6 +5,8 @@ rounding for CLOSE. Rounding in float32 can hide a small error and can look like
 the graph's float64 twin: its start and end must agree to 1e-9. If they do not, the guilty pass is searched for by
 running them again one by one.
 
+Outputs of a graph that rounds to integers cannot be compared so closely; see :mod:`fxcompress.pipeline.bitwise`.
+
 A LOSSY pass is only measured against the step before, and what follows it is compared with its result, whose twin is
 the new start. If the pass gives a graph that says what its result must compute, the twins of both must agree, too.
 """
@@ -29,6 +31,7 @@ from fxcompress.ir.numbers import Difference
 from fxcompress.ir.twin import double_twin, is_double
 from fxcompress.ir.verify import neighbourhood, source_line
 from fxcompress.pipeline.base import NO_DATA, Calibration, Pass, Property, Semantics
+from fxcompress.pipeline.bitwise import LEAST_SQNR, other_bits, rounds
 from fxcompress.pipeline.single import advance, run_pass
 
 GROWTH = 16.0  # a rewritten graph may be this many times as far from the float64 truth as the original was
@@ -96,10 +99,14 @@ class Prover:
             ) from error
         difference = numbers.compare(self.last, output)
         if step.semantics is Semantics.LOSSY:
+            if Property.INTEGER in step.establishes and (difference.why or difference.sqnr < LEAST_SQNR):
+                self._fail(step, module, difference, "promises the numbers of the fake-quantized graph but for rounding")
             self._start_again(step, module, output, reference)
             return difference.relative
         if step.semantics is Semantics.EXACT and not difference.equal:
             self._fail(step, module, difference, "promises the same bits")
+        if rounds(self.now.start):
+            self._hold_modules(step, module, difference)
         elif difference.relative > numbers.tolerance(self.inputs) and not self._rounding(output, difference):
             self._fail(step, module, difference, "promises equal numbers but for rounding")
         self.now.passes.append(step)
@@ -167,6 +174,17 @@ class Prover:
             self.note = "checked in the model's own dtype: its outputs are narrower than float64"
             return None
         return *twin, output
+
+    def _hold_modules(self, step: Pass, module: GraphModule, difference: Difference) -> None:
+        """A graph that rounds to integers: every module must give the bits of the one that it replaces."""
+        if Property.LOWERED in step.establishes:
+            before = self._replay(self.now.start, self.inputs, self.now.passes)
+            found = other_bits(before, module, self.inputs)
+            if found is not None:
+                node, how = found
+                raise EquivalenceError(f"pass '{step}' promises the bits of '{node.name}': {how}\n{neighbourhood(node)}")
+        if difference.why or difference.sqnr < LEAST_SQNR:
+            self._fail(step, module, difference, "promises equal numbers but for rounding to integers")
 
     def _rounding(self, output: Any, difference: Difference) -> bool:
         """Whether ``output`` is about as near to the float64 truth as the original was."""

@@ -14,12 +14,12 @@ from fxcompress.errors import InputError
 from fxcompress.pruning.clock import Clock, MachineClock
 from fxcompress.pruning.criteria import Scores
 from fxcompress.pruning.latency import LatencyModel, LatencyTable
-from fxcompress.pruning.latency_cache import cache_path
 from fxcompress.pruning.options import Prune
 from fxcompress.pruning.predict import predicted
 from fxcompress.pruning.rounding import Width
 from fxcompress.pruning.search import Search, shown
 from fxcompress.pruning.slicing import sliced
+from fxcompress.targets.latency_cache import cache_path
 
 _STEP = 0.01  # of the ratio
 _STAIR = 16  # channels; the widest block of a kernel

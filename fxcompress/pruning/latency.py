@@ -19,10 +19,10 @@ from fxcompress.analysis import Shapes
 from fxcompress.analysis.channels import ChannelDependencyGraph, Mask
 from fxcompress.ir.ops import Trait
 from fxcompress.ir.view import spec_of
-from fxcompress.pruning import latency_cache
 from fxcompress.pruning.clock import Clock
 from fxcompress.pruning.counts import Counted, Counts, Products
 from fxcompress.pruning.layer import Layer, Site, placed_layers
+from fxcompress.targets import latency_cache
 
 _GRID = (1, 2, 3, 4, 6, 8, 12, *(width for power in range(4, 21) for width in (1 << power, 3 << power - 1)))
 _MOST = 600  # layers measured for one network, ...

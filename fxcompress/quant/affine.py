@@ -6,11 +6,15 @@
 (``torch.quantize_per_tensor``). Activations have one scale per tensor and unsigned integers; weights have one scale per
 output channel, signed integers and no zero point. Source: Jacob et al., "Quantization and training of neural networks for
 efficient integer-arithmetic-only inference" (CVPR 2018), section 2.1; Krishnamoorthi, arXiv:1806.08342.
+
+A layer that ends in integers adds the zero point before it rounds (:meth:`QParams.store`), because oneDNN does; the two differ where
+the quotient is half way between two integers and the zero point is odd.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ctypes import c_float
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -36,16 +40,19 @@ class QParams:
     scale: float
     zero_point: int = 0
     bits: int = 8
+    _inverse: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise InputError(f"{self.bits} bits per value", hint="activations have 2 to 8 bits")
-        rounded = torch.tensor(self.scale, dtype=torch.float32).item()
+        rounded = c_float(self.scale).value
         if not 0 < rounded < float("inf"):
             raise InputError(f"the scale of a quantized tensor is {self.scale}", hint="a scale is positive and finite")
         if not 0 <= self.zero_point <= self.high:
             raise InputError(f"the zero point is {self.zero_point}", hint=f"with {self.bits} bits it lies from 0 to {self.high}")
         object.__setattr__(self, "scale", max(rounded, SMALLEST_SCALE))
+        # of a float32 number: rounding to float64 and then to float32 gives the same as rounding once
+        object.__setattr__(self, "_inverse", c_float(1.0 / self.scale).value)
 
     @property
     def high(self) -> int:
@@ -69,9 +76,17 @@ class QParams:
 
     def quantize(self, x: Tensor) -> Tensor:
         """uint8 of the shape and memory layout of ``x`` (float32 or float64); NaN becomes the zero point."""
-        inverse = torch.tensor(1.0, dtype=x.dtype) / torch.tensor(self.scale, dtype=x.dtype)
-        q = (x * inverse.item()).nan_to_num(0.0).round_().add_(self.zero_point)
+        q = (x * self.inverse(x.dtype)).nan_to_num_(0.0).round_().add_(self.zero_point)
         return q.clamp_(0, self.high).to(torch.uint8)
+
+    def store(self, y: Tensor) -> Tensor:
+        """:meth:`quantize` with the zero point added before rounding, as the integer layers end."""
+        q = (y * self.inverse(y.dtype)).add_(self.zero_point).nan_to_num_(self.zero_point).round_()
+        return q.clamp_(0, self.high).to(torch.uint8)
+
+    def inverse(self, dtype: torch.dtype = torch.float32) -> float:
+        """``1 / scale``, rounded to ``dtype`` (float32 or float64)."""
+        return 1.0 / self.scale if dtype is torch.float64 else self._inverse
 
     def dequantize(self, q: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """``(q - zero_point) * scale``."""

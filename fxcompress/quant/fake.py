@@ -33,11 +33,17 @@ class FakeQuantize(nn.Module):
 
 
 class _FakeQuantLayer:
-    """Mixin: a fused layer whose weight is ``integers() * weight_scale``, rounded once to the weight's dtype."""
+    """Mixin: a fused layer whose weight is ``integers() * weight_scale``, rounded once to the weight's dtype.
+
+    ``float_weight`` and ``float_bias`` are what the layer had before: passes that correct or round again need them. They
+    are in no state_dict, and lowering leaves them behind.
+    """
 
     weight: Any
     weight_scale: Tensor
     weight_bits: int
+    float_weight: Tensor
+    float_bias: Tensor | None
 
     def integers(self) -> Tensor:
         """The int8 weights."""
@@ -83,7 +89,7 @@ FAKE_LAYERS: dict[type[nn.Module], Any] = {
 
 
 def fake_quantized(layer: nn.Module, *, bits: int = 8, scale: Tensor | None = None) -> nn.Module:
-    """The fake-quantized form of a plain or fused layer; its weight is new, its bias shared.
+    """The fake-quantized form of a plain or fused layer; its weight is new, its bias shared, its float weight kept beside.
 
     Args:
         bits: of the weights, 2 to 8.
@@ -94,5 +100,8 @@ def fake_quantized(layer: nn.Module, *, bits: int = 8, scale: Tensor | None = No
     found = weight_scale(fake.weight, bits) if scale is None else scale
     fake.register_buffer("weight_scale", found.detach().to(torch.float32))
     fake.weight_bits = bits
+    fake._non_persistent_buffers_set = set(layer._non_persistent_buffers_set)  # of() shares it with the layer
+    fake.register_buffer("float_weight", fake.weight.detach(), persistent=False)
+    fake.register_buffer("float_bias", None if fake.bias is None else fake.bias.detach(), persistent=False)
     fake.set_integers(fake.integers())
     return fake

@@ -14,6 +14,9 @@ from fxcompress.report.model import (
     NodeView,
     PassLine,
     PrunedLine,
+    Quantized,
+    QuantLine,
+    RankLine,
     Report,
 )
 
@@ -29,6 +32,9 @@ __all__ = [
     "NodeView",
     "PassLine",
     "PrunedLine",
+    "QuantLine",
+    "Quantized",
+    "RankLine",
     "Report",
     "environment",
     "graph_view",

@@ -10,7 +10,7 @@ from fxcompress.report.model import GraphView, NodeView
 from fxcompress.report.rows import shorten
 
 FAMILIES: dict[str, str] = {
-    "layer": "conv conv_transpose linear embedding recurrent matmul bmm mm addmm baddbmm einsum",
+    "layer": "conv conv_transpose linear embedding recurrent matmul bmm mm addmm baddbmm einsum stored_conv stored_linear",
     "norm": "batch_norm layer_norm rms_norm group_norm instance_norm local_response_norm normalize",
     "attention": "attention multihead_attention softmax log_softmax",
     "activation": "relu relu6 hardtanh hardswish hardsigmoid silu mish elu celu selu leaky_relu gelu sigmoid tanh softplus "

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from fxcompress.report import rows, units
+from fxcompress.report import quant_rows, rows, units
 
 if TYPE_CHECKING:
-    from fxcompress.report.model import GraphPair, GraphView, Report
+    from fxcompress.report.model import GraphPair, GraphView, Quantized, Report
 
 MAX_DRAWN = 3000
 """Graphs with more nodes are not drawn; a browser would be slow with them."""
@@ -99,6 +99,8 @@ def _sections(report: Report) -> str:
     top = f"<div class='columns'>{cost}<div>{beside}</div></div>"
     if report.pruned:
         top += _section("channels", "Channels", _table(rows.PRUNED_HEAD, rows.pruned_rows(report), "Channels"))
+    if report.quantized is not None:
+        top += _section("quantized", "Quantization", _quantized(report.quantized))
     if report.missed:
         top += _section("missed", "Not rewritten", _missed(report))
     graphs = "".join(_graphs(pair, place) for place, pair in enumerate(report.graphs))
@@ -132,6 +134,14 @@ def _bars(report: Report) -> str:
         )
     label = _text("Latency of " + ", ".join(f"{c.target} {units.milliseconds(c.latency_ms)}" for c in ran))
     return f"<svg class='bars' viewBox='0 0 540 {26 * len(ran)}' role='img' aria-label='{label}'>{''.join(lines)}</svg>"
+
+
+def _quantized(quantized: Quantized) -> str:
+    facts = "".join(f"<li>{_text(line)}</li>" for line in quant_rows.fact_lines(quantized))
+    tables = [_table(head, body, "Quantization") for head, body, _ in quant_rows.tables(quantized, limit=MAX_DRAWN)]
+    nodes = _table(quant_rows.NODE_HEAD, quant_rows.node_rows(quantized), "Every node") if quantized.lines else ""
+    every = f"<details><summary><b>{len(quantized.lines)}</b> nodes, one by one</summary>{nodes}</details>" if nodes else ""
+    return f"<ul class='facts'>{facts}</ul>{''.join(tables)}{every}"
 
 
 def _missed(report: Report) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fxcompress.report import rows
+from fxcompress.report import quant_rows, rows
 
 if TYPE_CHECKING:
     from fxcompress.report.model import Report
@@ -20,6 +20,9 @@ def render(report: Report) -> str:
     blocks.append(_table(rows.COST_HEAD, rows.cost_rows(report), "lrrl"))
     if report.pruned:
         blocks += ["## Channels", _table(rows.PRUNED_HEAD, rows.pruned_rows(report), "lrrrll")]
+    if report.quantized is not None:
+        blocks += ["## Quantization", "\n".join(f"- {escape(line)}" for line in quant_rows.fact_lines(report.quantized))]
+        blocks += [_table(head, body, align) for head, body, align in quant_rows.tables(report.quantized, limit=GROUPS)]
     if report.passes:
         blocks += ["## Passes", _table(rows.PASS_HEAD, rows.pass_rows(report), "lcrrr")]
     if report.race:

@@ -86,6 +86,57 @@ class ChangedLine:
 
 
 @dataclass(frozen=True)
+class QuantLine:
+    """What became of one node: ``form`` is "int8", "float", or how its weights are stored ("weights in float16"), and ``why``.
+
+    ``sqnr_db``: of its output in the quantized network against the float one, with all errors that arrive there; None where it
+    was not compared.
+    """
+
+    node: str
+    form: str
+    why: str
+    source: str | None = None
+    sqnr_db: float | None = None
+
+
+@dataclass(frozen=True)
+class RankLine:
+    """What quantizing one layer alone costs: ``cost`` in the unit of ``Quantized.budget``; whether it therefore stays in float."""
+
+    node: str
+    cost: float
+    in_float: bool
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What quantization did.
+
+    ``kept``: whether the result is the quantized form; ``verdict`` says why it is, or is not. ``quantizes``, ``dequantizes``: the
+    boundaries between float and integers. ``sqnr_db``: of the outputs on the example inputs. ``float_bytes``, ``int8_bytes``: of the
+    weights. ``float_ms``, ``int8_ms``: of the fastest float and the fastest quantized form. ``batches``: of calibration data.
+    ``budget``: what the numbers had to hold, and whether they do; ``ranking``: the layers by what they cost, the worst first.
+    """
+
+    kept: bool
+    verdict: str
+    options: str = ""
+    batches: int = 0
+    quantizes: int = 0
+    dequantizes: int = 0
+    sqnr_db: float | None = None
+    float_bytes: int = 0
+    int8_bytes: int = 0
+    float_ms: float | None = None
+    int8_ms: float | None = None
+    budget: str = ""
+    lines: tuple[QuantLine, ...] = ()
+    ranking: tuple[RankLine, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One target in the race. ``latency_ms`` is None when it did not run; ``note`` says why."""
 
@@ -145,11 +196,11 @@ class Environment:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is known of one call of ``compress`` or ``prune``.
+    """Everything that is known of one call of ``compress``, ``quantize`` or ``prune``.
 
     ``model``: how the user names it. ``capture``: which step of the ladder took it, ``capture_notes``: what had to be
     assumed. ``target``: what the kept form runs on. ``pruned``: the groups of channels, ``changed``: the statistics that
-    run over fewer of them. ``seconds``: of the whole call.
+    run over fewer of them. ``quantized``: what quantization did, None where none was asked for. ``seconds``: of the whole call.
     """
 
     model: str
@@ -167,6 +218,7 @@ class Report:
     race: tuple[Candidate, ...] = ()
     pruned: tuple[PrunedLine, ...] = ()
     changed: tuple[ChangedLine, ...] = ()
+    quantized: Quantized | None = None
     seconds: float = 0.0
     graphs: tuple[GraphPair, ...] = ()
 

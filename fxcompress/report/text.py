@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from fxcompress.report import rows, units
+from fxcompress.report import quant_rows, rows, units
 
 if TYPE_CHECKING:
-    from fxcompress.report.model import Report
+    from fxcompress.report.model import Quantized, Report
 
 MISSED_LINES = 24
 PRUNED_LINES = 40
+QUANT_LINES = 12
 
 
 def render(report: Report, width: int = 96) -> str:
@@ -26,6 +27,8 @@ def render(report: Report, width: int = 96) -> str:
     blocks.append(_table(rows.COST_HEAD, rows.cost_rows(report), "lrrl"))
     if report.pruned:
         blocks.append(_pruned(report, width))
+    if report.quantized is not None:
+        blocks += _quantized(report.quantized, width)
     if report.passes:
         blocks.append(_table(rows.PASS_HEAD, _fit(rows.PASS_HEAD, rows.pass_rows(report), 0, width), "lcrrr"))
     if report.race:
@@ -55,6 +58,16 @@ def _pruned(report: Report, width: int) -> str:
     more = [f"  and {len(body) - PRUNED_LINES} more; the JSON and HTML forms list all"] if len(body) > PRUNED_LINES else []
     fitting = _fit(rows.PRUNED_HEAD, body[:PRUNED_LINES], 5, width)
     return "\n".join([_table(rows.PRUNED_HEAD, _fit(rows.PRUNED_HEAD, fitting, 0, width), "lrrrll"), *more])
+
+
+def _quantized(quantized: Quantized, width: int) -> list[str]:
+    facts: list[str] = []
+    for line in quant_rows.fact_lines(quantized):
+        facts += textwrap.wrap(units.printable(line), width, subsequent_indent="  ", max_lines=3, placeholder=" ...")
+    blocks = ["\n".join(facts)]
+    for head, body, align in quant_rows.tables(quantized, limit=QUANT_LINES):
+        blocks.append(_table(head, _fit(head, body, len(head) - 1, width), align))
+    return blocks
 
 
 def _missed(report: Report, width: int) -> list[str]:

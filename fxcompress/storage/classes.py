@@ -20,7 +20,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fxcompress.errors import ArchiveError
 from fxcompress.ir.fused import FUSED, fuse
-from fxcompress.storage import functions
+from fxcompress.quant.fake import FAKE_LAYERS, fake_quantized
+from fxcompress.storage import functions, quantized
 from fxcompress.storage.values import is_name
 from fxcompress.targets.cpu_attention import PackedSelfAttention
 from fxcompress.targets.cpu_modules import PackedConv, PackedLinear
@@ -63,16 +64,18 @@ class Form(Enum):
     ATTRIBUTES = "known attributes are set on an empty instance"
     OPEN = "a class that the caller allows: any attribute that hides none of its methods is set on an empty instance"
     PACKED = "the constructor is called with weight, bias and the settings"
+    MADE = "the constructor is called with tensors and settings; what it derives from them is not stored"
     STATE = "state() gives str, int and bytes; from_state() takes them"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a class is stored: ``attributes`` are its settings with their default values."""
+    """How a class is stored: ``attributes`` are its settings with their default values, ``tensors`` arguments of a constructor."""
 
     cls: Any
     attributes: dict[str, Any]
     form: Form = Form.ATTRIBUTES
+    tensors: frozenset[str] = frozenset()
 
     def takes(self, name: object) -> bool:
         """Whether an archive may set the attribute ``name``."""
@@ -93,6 +96,9 @@ def _examples() -> dict[str, Callable[[], nn.Module]]:
                 examples[f"torch.nn.{name}"] = partial(getattr(nn, name), *arguments)
     for plain, fused in FUSED.items():
         examples[f"fxcompress.{fused.__name__}"] = partial(_fused, plain, (1, 1) if plain is nn.Linear else (1, 1, 1))
+    for plain in FUSED:
+        example = partial(_fake, plain, (1, 1) if plain is nn.Linear else (1, 1, 1))
+        examples[f"fxcompress.{FAKE_LAYERS[plain].__name__}"] = example
     examples["torch.nn.NonDynamicallyQuantizableLinear"] = lambda: NonDynamicallyQuantizableLinear(1, 1)
     encoder, decoder = nn.TransformerEncoder, nn.TransformerDecoder
     examples["torch.nn.TransformerEncoder"] = lambda: encoder(nn.TransformerEncoderLayer(1, 1, 1), 1, enable_nested_tensor=False)
@@ -109,10 +115,14 @@ def _fused(plain: type[nn.Module], arguments: tuple[int, ...]) -> nn.Module:
     return fuse(plain(*arguments))
 
 
+def _fake(plain: type[nn.Module], arguments: tuple[int, ...]) -> nn.Module:
+    return fake_quantized(plain(*arguments))
+
+
 @cache
 def _class_names() -> dict[type[nn.Module], str]:
     names = {getattr(nn, name): f"torch.nn.{name}" for text in _ARGUMENTS.values() for name in text.split() if hasattr(nn, name)}
-    names.update({fused: f"fxcompress.{fused.__name__}" for fused in FUSED.values()})
+    names.update({cls: f"fxcompress.{cls.__name__}" for cls in (*FUSED.values(), *FAKE_LAYERS.values())})
     for cls in (NonDynamicallyQuantizableLinear, nn.TransformerEncoder, nn.TransformerDecoder):
         names[cls] = f"torch.nn.{cls.__name__}"
     names[PackedSelfAttention] = "fxcompress.PackedSelfAttention"
@@ -125,6 +135,7 @@ def _own() -> dict[str, tuple[type[nn.Module], Form]]:
         "fxcompress.PackedConv": (PackedConv, Form.PACKED),
         "fxcompress.PackedLinear": (PackedLinear, Form.PACKED),
         "fxcompress.EngineModule": (EngineModule, Form.STATE),
+        **{f"fxcompress.{cls.__name__}": (cls, Form.MADE) for cls in quantized.CLASSES},
     }
 
 
@@ -132,8 +143,10 @@ def _own() -> dict[str, tuple[type[nn.Module], Form]]:
 def _layout(name: str) -> Layout | None:
     if name in _own():
         cls, form = _own()[name]
-        skipped = ("weight", "bias") if form is Form.PACKED else ("model",)
-        return Layout(cls, {p.name: p.default for p in inspect.signature(cls).parameters.values() if p.name not in skipped}, form)
+        skipped = {Form.PACKED: ("weight", "bias"), Form.STATE: ("model",), Form.MADE: quantized.TENSORS}[form]
+        parameters = inspect.signature(cls).parameters
+        settings = {p.name: p.default for p in parameters.values() if p.name not in skipped}
+        return Layout(cls, settings, form, frozenset(skipped).intersection(parameters))
     example = _examples().get(name)
     if example is None:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
 from fxcompress.errors import ArchiveError, FxCompressError
+from fxcompress.storage import quantized
 from fxcompress.storage.classes import BASE_ATTRIBUTES, Allowed, Form, Layout
 from fxcompress.storage.tensors import TensorWriter
 from fxcompress.storage.values import damaged, decode, encode, is_atom, is_path
@@ -75,7 +76,7 @@ class ModuleWriter:
             record["settings"] = settings
         if isinstance(module, GraphModule):
             record["name"] = type(module).__name__
-        entries = [*_bytes_of(module)] if layout is not None and layout.form is Form.STATE else [*_tensors_of(module)]
+        entries = _entries(module, layout)
         tensors = {key: [kind, self._key(path, key, tensor)] for kind, key, tensor in entries}
         if tensors:
             record["tensors"] = tensors
@@ -90,7 +91,7 @@ class ModuleWriter:
     def _settings(self, path: str, module: Any, layout: Layout) -> dict[str, Any]:
         if layout.form is Form.STATE:
             return {key: value for key, value in module.state().items() if not isinstance(value, bytes)}
-        if layout.form is Form.PACKED:
+        if layout.form in (Form.PACKED, Form.MADE):
             values = {key: getattr(module, key) for key in layout.attributes}
         else:
             _refuse_overrides(path, module, layout)
@@ -126,6 +127,16 @@ def _refuse_overrides(path: str, module: nn.Module, layout: Layout) -> None:
             raise ArchiveError(
                 f"module '{path}' replaces '{key}' of its class, which would be lost", hint="make a subclass and allow it instead"
             )
+
+
+def _entries(module: nn.Module, layout: Layout | None) -> list[tuple[str, str, Tensor | None]]:
+    """What is stored of a module: the kind, the name and the tensor of each member."""
+    if layout is not None and layout.form is Form.STATE:
+        return [*_bytes_of(module)]
+    found = _tensors_of(module)
+    if layout is None or layout.form is not Form.MADE:
+        return [*found]
+    return [entry for entry in found if entry[1] in layout.tensors or "tensors" in layout.tensors]
 
 
 def _tensors_of(module: nn.Module) -> Iterator[tuple[str, str, Tensor | None]]:
@@ -225,10 +236,9 @@ class ModuleReader:
                     hint="if the file was written with a newer torch, update torch; else it is damaged",
                 )
         values = {key: self._setting(layout, key, value) for key, value in settings.items()}
-        if layout.form in (Form.PACKED, Form.STATE):
-            make = _packed if layout.form is Form.PACKED else _from_state
+        if layout.form in _MAKERS:
             try:
-                return make(layout.cls, values, tensors)
+                return _MAKERS[layout.form](layout.cls, values, tensors)
             except (TypeError, ValueError, AttributeError, RuntimeError, LookupError, FxCompressError) as error:
                 raise damaged(f"module '{record['path']}' cannot be made: {str(error).splitlines()[0][:120]}") from None
         module: nn.Module = layout.cls.__new__(layout.cls)
@@ -266,6 +276,13 @@ def _from_state(cls: Any, settings: dict[str, Any], tensors: Tensors) -> nn.Modu
         state[name] = tensor.numpy().tobytes()
     module: nn.Module = cls.from_state(state)
     return module
+
+
+_MAKERS: dict[Form, Callable[[Any, dict[str, Any], Tensors], nn.Module]] = {
+    Form.PACKED: _packed,
+    Form.STATE: _from_state,
+    Form.MADE: lambda cls, settings, tensors: quantized.make(cls, settings, {name: tensors.pop(name)[1] for name in list(tensors)}),
+}
 
 
 def _graph_module(name: Any) -> GraphModule:

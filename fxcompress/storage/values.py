@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fxcompress.errors import ArchiveError, GraphError
+from fxcompress.errors import ArchiveError, GraphError, InputError
 from fxcompress.ir.activation import Activation
+from fxcompress.quant.affine import QParams
 
 MAX_DEPTH = 64
 """How deep values may be nested in an archive."""
@@ -86,6 +87,8 @@ def _encode_container(value: Any, depth: int) -> dict[str, Any] | None:
         return {"range": [value.start, value.stop, value.step]}
     if isinstance(value, Activation):
         return {"activation": [value.name, [encode(v, depth) for v in value.args]]}
+    if isinstance(value, QParams):
+        return {"qparams": [value.scale, value.zero_point, value.bits]}
     return None
 
 
@@ -132,6 +135,8 @@ def decode(data: Any, nodes: Mapping[str, Node] | None = None, depth: int = 0) -
         return _sequence(tag, [decode(item, nodes, depth + 1) for item in _list(content)])
     if tag == "activation":
         return _activation(content)
+    if tag == "qparams":
+        return _qparams(content)
     return _leaf(tag, content)
 
 
@@ -187,6 +192,15 @@ def _activation(content: Any) -> Activation:
         return Activation(content[0], args)
     except GraphError as error:
         raise damaged(error.message[:200]) from None
+
+
+def _qparams(content: Any) -> QParams:
+    if not isinstance(content, list) or [type(item) for item in content] != [float, int, int]:
+        raise damaged("a quantization has the wrong form")
+    try:
+        return QParams(*content)
+    except (InputError, OverflowError) as error:
+        raise damaged(str(error).splitlines()[0][:200]) from None
 
 
 def _leaf(tag: str, content: Any) -> Any:

@@ -22,11 +22,12 @@ from fxcompress.targets.cpu_attention import PackedSelfAttention, lowerable_atte
 from fxcompress.targets.cpu_graph import onednn_graph_missing
 from fxcompress.targets.cpu_kernels import kernels
 from fxcompress.targets.cpu_modules import PackedConv, PackedLinear, lowerable
+from fxcompress.targets.int8_pack import pack_integers
 
 
 @dataclass(frozen=True)
 class CpuTarget:
-    """Binds convolutions and linears to kernels with packed weights; everything else stays as it is."""
+    """Binds convolutions, linears and the modules of integer graphs to kernels with packed weights; everything else stays as it is."""
 
     name: str = "cpu"
 
@@ -39,6 +40,7 @@ class CpuTarget:
         shapes = Analyses(module, inputs).get(Shapes)
         outputs = _contiguous_outputs(module, shapes)
         editor = Editor(module)
+        pack_integers(module, editor)
         _pack_layers(module, editor)
         _pack_attention(module, editor)
         _free_layout(module, editor)

@@ -16,7 +16,7 @@ from torch import Tensor
 from fxcompress.errors import ModeError
 from fxcompress.ir.activation import Activation
 
-__all__ = ["CpuKernels", "PostOp", "kernels", "ordinary_mode", "post_op", "refuse_gradients", "runs_native"]
+__all__ = ["CpuKernels", "PostOp", "find_operator", "kernels", "ordinary_mode", "post_op", "refuse_gradients", "runs_native"]
 
 # name -> the schema, as torch prints it
 _SCHEMAS = {
@@ -71,14 +71,14 @@ class CpuKernels:
         return None
 
 
-def _find(name: str) -> Any:
-    """The operator ``namespace::name[.overload]``, or None when absent or of another schema."""
+def find_operator(name: str, signature: str) -> Any:
+    """The operator ``namespace::name[.overload]``, or None when absent or of another schema than ``name + signature``."""
     operator, _, overload = name.partition(".")
     try:
         schema = torch._C._get_schema(operator, overload)
     except RuntimeError:  # what torch raises for an unknown operator
         return None
-    if str(schema) != name + _SCHEMAS[name]:
+    if str(schema) != name + signature:
         return None
     namespace, _, short = operator.partition("::")
     return getattr(getattr(getattr(torch.ops, namespace), short), overload or "default")
@@ -89,7 +89,7 @@ def kernels() -> CpuKernels:
     """The kernels of this build of torch, looked up once."""
     if not torch.backends.mkldnn.is_available():
         return CpuKernels(*[None] * len(_SCHEMAS))
-    return CpuKernels(*map(_find, _SCHEMAS))
+    return CpuKernels(*(find_operator(name, signature) for name, signature in _SCHEMAS.items()))
 
 
 # activations that oneDNN applies inside a convolution or linear; elu and mish it does not take from torch

@@ -21,6 +21,7 @@ from fxcompress.ir.guards import expect_constant
 from fxcompress.ir.inputs import Inputs
 from fxcompress.targets.inference import InferenceOnly
 from fxcompress.targets.onnx_export import Axis, Exported, export
+from fxcompress.targets.saturation import NOWHERE, saturation
 
 INSTALL = "pip install fxcompress[engines]"
 
@@ -82,14 +83,15 @@ class EngineModule(InferenceOnly):
         model: the network as ONNX.
         ports: its inputs.
         threads: how many threads it computes with; None is ``torch.get_num_threads()`` at the first call.
+        wants_vnni: whether its int8 products may saturate on CPUs without VNNI; there it refuses to run.
     """
 
-    def __init__(self, engine: str, model: bytes, ports: tuple[Port, ...], threads: int | None = None) -> None:
+    def __init__(self, engine: str, model: bytes, ports: tuple[Port, ...], threads: int | None = None, wants_vnni: bool = False) -> None:
         super().__init__()
         if engine not in _RUNNERS:
             raise TargetError(f"unknown engine '{engine}'", hint=f"known are {', '.join(_RUNNERS)}")
         self.engine, self.model, self.ports = engine, model, ports
-        self._threads = _checked_threads(threads)
+        self._threads, self.wants_vnni = _checked_threads(threads), wants_vnni
         self._runner: Runner | None = None
         self._lock = threading.Lock()
         self.training = False
@@ -119,6 +121,7 @@ class EngineModule(InferenceOnly):
             raise ModeError("an engine computes no gradients", hint="call it under torch.no_grad(), or use the model before it was lowered")
         with self._lock:
             if self._runner is None:
+                _check_exact(self.wants_vnni)
                 self._runner = _make_runner(self.engine, self.model, self._threads or torch.get_num_threads())
             return self._runner([tensor.detach().contiguous() for tensor in tensors])
 
@@ -134,7 +137,13 @@ class EngineModule(InferenceOnly):
     def state(self) -> dict[str, str | int | bytes]:
         """All that is needed to build it again, as plain data. ``threads`` is 0 where it follows torch."""
         ports = json.dumps([asdict(port) for port in self.ports])
-        return {"engine": self.engine, "threads": self._threads or 0, "ports": ports, "model": self.model}
+        return {
+            "engine": self.engine,
+            "threads": self._threads or 0,
+            "wants_vnni": int(self.wants_vnni),
+            "ports": ports,
+            "model": self.model,
+        }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
@@ -149,11 +158,12 @@ class EngineModule(InferenceOnly):
                 Port(str(p["name"]), p["dtype"], tuple(Axis(int(a["size"]), int(a["step"])) for a in p["axes"])) for p in described
             )
             engine, model, threads = str(state["engine"]), state["model"], int(state["threads"])
+            wants_vnni = bool(state.get("wants_vnni", 0))
         except (KeyError, TypeError, ValueError) as error:
             raise TargetError(f"this is not the state of an engine module: {error!r}", hint="save the model again") from error
         if not isinstance(model, bytes) or any(port.dtype not in _DTYPES for port in ports):
             raise TargetError("this is not the state of an engine module", hint="save the model again")
-        return cls(engine, model, ports, threads or None)
+        return cls(engine, model, ports, threads or None, wants_vnni)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_runner", "_lock")}
@@ -172,6 +182,16 @@ def _checked_threads(threads: int | None) -> int | None:
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise InputError(f"threads={threads!r} is not a number of threads", hint="pass 1 or more, or None for torch.get_num_threads()")
     return threads
+
+
+def _check_exact(wants_vnni: bool) -> None:
+    """Raises TargetError where int8 weights made for a CPU with VNNI would give wrong numbers."""
+    found = saturation() if wants_vnni else NOWHERE
+    if found.pairs or found.taps:
+        raise TargetError(
+            "this CPU has no VNNI, and on it products of these int8 weights saturate",
+            hint='lower the model on this machine, or put the pass "safe-weights{machine=any}" before lowering',
+        )
 
 
 def _make_runner(engine: str, model: bytes, threads: int) -> Runner:
@@ -244,8 +264,8 @@ def lower_to_engine(gm: fx.GraphModule, inputs: Inputs, engine: str, threads: in
         raise TargetError("the graph computes nothing", hint="use target='cpu'")
     used = [node for node in region if any(user not in region and user not in structure for user in node.users)]
     tensors = [(node, region[node]) for node in used if isinstance(region[node], Tensor)]
-    exported = export(gm, tensors, region, computed, engine)
-    module = EngineModule(engine, exported.model, _ports(tensors, exported), threads)
+    exported = export(gm, tensors, region, computed, engine, saturation())
+    module = EngineModule(engine, exported.model, _ports(tensors, exported), threads, exported.wants_vnni)
     return _wrap(gm, module, region, [node for node, _ in tensors], computed, structure)
 
 

@@ -16,8 +16,10 @@ from fxcompress.errors import TargetError
 from fxcompress.targets.onnx_layers import layers
 from fxcompress.targets.onnx_moves import moves
 from fxcompress.targets.onnx_ops import operations
+from fxcompress.targets.onnx_quant import after_moving, is_quantized, write_quantized
 from fxcompress.targets.onnx_trace import OPSET, Writer, canonical_name, onnx_type
 from fxcompress.targets.onnx_values import Dim, SizeDependent, Value
+from fxcompress.targets.saturation import NOWHERE, Saturation
 
 CONTRIB = "com.microsoft"  # ONNX Runtime's own operations
 
@@ -40,14 +42,23 @@ class Axis:
 
 @dataclass(frozen=True)
 class Exported:
-    """ONNX bytes and the sizes that each input takes; inputs and outputs are in the order of the nodes given."""
+    """ONNX bytes and the sizes that each input takes; inputs and outputs are in the order of the nodes given.
+
+    ``wants_vnni``: on CPUs without it the engine's int8 products may saturate.
+    """
 
     model: bytes
     axes: tuple[tuple[Axis, ...], ...]
+    wants_vnni: bool = False
 
 
 def export(
-    gm: fx.GraphModule, inputs: Sequence[tuple[Node, torch.Tensor]], constants: Mapping[Node, Any], outputs: Sequence[Node], dialect: str
+    gm: fx.GraphModule,
+    inputs: Sequence[tuple[Node, torch.Tensor]],
+    constants: Mapping[Node, Any],
+    outputs: Sequence[Node],
+    dialect: str,
+    machine: Saturation = NOWHERE,
 ) -> Exported:
     """Write what lies between ``inputs`` and ``outputs`` of a graph.
 
@@ -56,7 +67,8 @@ def export(
         inputs: the tensors that go in, with examples of them.
         constants: other nodes before the graph's computation, with the values they had in the example.
         outputs: the tensors that come out.
-        dialect: "openvino" or "onnxruntime".
+        dialect: "openvino" or "onnxruntime"; "onnx" for standard ONNX without any engine's own operations.
+        machine: where products of int8 weights saturate; weights are made safe for it.
 
     Raises:
         TargetError: an operation has no form in ONNX.
@@ -65,9 +77,9 @@ def export(
     last: Exception | None = None
     for plan in _plans(examples):
         try:
-            writer = Writer(operations() | layers() | moves(), len(plan.points), dialect)
+            writer = Writer(operations() | layers() | moves(), len(plan.points), dialect, machine)
             model = _write(writer, gm, inputs, constants, outputs, plan)
-            return Exported(model, plan.axes)
+            return Exported(model, plan.axes, writer.wants_vnni)
         except SizeDependent as error:
             last = error
     raise TargetError(f"the graph cannot be written for an engine: {last}", hint="use target='cpu'") from last
@@ -137,7 +149,7 @@ def _write(
         env[node] = Value(writer, f"input_{i}", metas)
     with torch.no_grad():
         for node in _needed(gm, outputs, env):
-            env[node] = _run(writer, gm, node, env)
+            env[node] = after_moving(writer, _run(writer, gm, node, env))
     names = [_output(writer, node, env[node], i) for i, node in enumerate(outputs)]
     return _serialise(writer, inputs, plan, [(name, env[node]) for name, node in zip(names, outputs, strict=True)])
 
@@ -168,7 +180,8 @@ def _run(writer: Writer, gm: fx.GraphModule, node: Node, env: Mapping[Node, Any]
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(gm)
         if node.op == "call_module":
-            return gm.get_submodule(str(node.target))(*args, **kwargs)
+            module = gm.get_submodule(str(node.target))
+            return write_quantized(writer, gm, node, args, kwargs) if is_quantized(module) else module(*args, **kwargs)
         if node.op == "call_method":
             if isinstance(args[0], torch.Tensor):
                 return _function(writer, getattr(torch.Tensor, str(node.target)), args, kwargs)

@@ -95,6 +95,15 @@ def _silu(w: Writer, input: Value, inplace: bool = False) -> str:
     return w.node("Mul", [input.name, w.node("Sigmoid", [input.name])])
 
 
+def _hardsigmoid(w: Writer, input: Value, inplace: bool = False) -> str:
+    if w.dialect != "openvino":
+        return w.node("HardSigmoid", [input.name], alpha=1.0 / 6.0, beta=0.5)
+    # the form that OpenVINO carries inside of a layer
+    shifted = w.node("Add", [input.name, w.constant(3.0, torch.float32)])
+    clipped = w.node("Clip", [shifted, w.constant(0.0, torch.float32), w.constant(6.0, torch.float32)])
+    return w.node("Mul", [clipped, w.constant(1.0 / 6.0, torch.float32)])
+
+
 def _gelu(w: Writer, input: Value, *, approximate: str = "none") -> str:
     return w.node("Gelu", [input.name], approximate=approximate)
 
@@ -271,7 +280,7 @@ def operations() -> Table:
     table |= {"clamp_max": lambda w, x, max: _clamp(w, x, None, max), "hardtanh": _hardtanh}
     table |= {
         "relu6": lambda w, input, inplace=False: _hardtanh(w, input, 0.0, 6.0),
-        "hardsigmoid": _unary("HardSigmoid", alpha=1.0 / 6.0, beta=0.5),
+        "hardsigmoid": _hardsigmoid,
     }
     table |= {
         "silu": _silu,

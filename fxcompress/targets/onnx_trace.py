@@ -19,7 +19,10 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import TargetError
+from fxcompress.quant.affine import QParams
+from fxcompress.targets.onnx_movers import is_mover
 from fxcompress.targets.onnx_values import Dim, NotWritten, Shape, SizeDependent, Value
+from fxcompress.targets.saturation import NOWHERE, Saturation
 
 OPSET = 20
 
@@ -51,12 +54,13 @@ class Writer:
         table: canonical operation name -> writer function.
         points: how many sizes are followed at once.
         dialect: the engine that will read the graph ("openvino" or "onnxruntime"); writers may use its own operations.
+        machine: where products of int8 weights saturate.
     """
 
-    def __init__(self, table: dict[str, Callable[..., Any]], points: int, dialect: str) -> None:
+    def __init__(self, table: dict[str, Callable[..., Any]], points: int, dialect: str, machine: Saturation = NOWHERE) -> None:
         import onnx
 
-        self.onnx, self._table, self.points, self.dialect = onnx, table, points, dialect
+        self.onnx, self._table, self.points, self.dialect, self.machine = onnx, table, points, dialect, machine
         self.proto = onnx.ModelProto()
         self.graph = self.proto.graph
         self._constants: dict[Any, str] = {}
@@ -64,6 +68,9 @@ class Writer:
         self._alive: list[Any] = []  # ids are keys above: what they name must live
         self._sizes: dict[tuple[str, int], Dim] = {}
         self.transposed: dict[int, torch.Tensor] = {}
+        self.grids: dict[str, QParams] = {}  # values that were just dequantized; see onnx_quant
+        self.wants_vnni = False  # whether 8-bit products may saturate on CPUs without it
+        self.moved: dict[str, QParams] = {}  # values that were moved from one grid, and still lie on it
         self._count = 0
         self.out: list[Any] = []
 
@@ -170,9 +177,19 @@ class Writer:
             if constant is not None:
                 return constant
             result = self._wrap(write(self, *args, **kwargs), metas)
+            if is_mover(name, args, kwargs):
+                self._follow_grid(result, args, kwargs)
         if args and _in_place(func):
             return self._assign(args[0], result, name)
         return result
+
+    def _follow_grid(self, result: Any, args: Any, kwargs: Any) -> None:
+        """What only moves values of one grid gives values of this grid."""
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Value | torch.Tensor)]
+        found = {self.grids.get(x.name, self.moved.get(x.name)) if isinstance(x, Value) else None for x in tensors}
+        grid = found.pop() if len(found) == 1 else None
+        if grid is not None:
+            self.moved |= {value.name: grid for value in pytree.tree_leaves(result) if isinstance(value, Value)}
 
     def _assign(self, target: Any, result: Value, name: str) -> Value:
         """The effect of an in-place operation, on the object that Python names hold."""

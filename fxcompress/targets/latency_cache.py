@@ -13,8 +13,8 @@ from typing import Any
 _VERSION = 1
 
 
-def cache_path() -> Path:
-    """``latency.json`` in the directory that the platform has for caches (XDG base directories on Linux)."""
+def cache_path(name: str = "latency.json") -> Path:
+    """The file of this name in the directory that the platform has for caches (XDG base directories on Linux)."""
     home = Path.home()
     if sys.platform == "darwin":
         base = home / "Library" / "Caches"
@@ -22,7 +22,7 @@ def cache_path() -> Path:
         base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return base / "fxcompress" / "latency.json"
+    return base / "fxcompress" / name
 
 
 def load(path: Path, machine: str) -> tuple[dict[str, float], str | None]:

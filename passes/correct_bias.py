@@ -1,0 +1,87 @@
+r"""Corrects the mean error that rounding makes in every layer, in its bias.
+
+Nagel et al., "Data-free quantization through weight equalization and bias correction", ICCV 2019, arXiv:1906.04721,
+section 4.2. Rounding the weights, W' = W + E, shifts the mean of output channel o by a constant that the bias can take back:
+
+- ``analytic``: ``b'_o = b_o - mean (E x)_o`` over all places of the calibration data, with x as the float network has it.
+  (The paper takes the mean of x from the batch norm before; norms are folded by now, and data are at hand.)
+- ``empirical`` (appendix D): ``b'_o = b_o + mean (y_o - y'_o)``, with y before the activation in the float network and y' in
+  the quantized one, in which the layers before have been corrected. It also takes back what the rounding of activations and
+  the errors of earlier layers shift.
+
+Each network runs once, node by node, on all batches together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from fxcompress.ir.edit import Editor, own
+from fxcompress.ir.view import module_of
+from fxcompress.passes.twin_run import TwinRun, calibration_data, channel_means, layers_called_once, without_activation
+from fxcompress.pipeline import Pass, PassContext, PassResult, Property, Remark, Semantics
+
+SMALLEST = 1e-5  # relative to the largest mean or bias of the layer: less is rounding
+
+
+@dataclass(frozen=True)
+class CorrectBias(Pass):
+    """Gives quantized layers biases under which the means of their outputs are those of the float network."""
+
+    name: ClassVar[str] = "correct-bias"
+    semantics: ClassVar[Semantics] = Semantics.LOSSY
+    requires: ClassVar[frozenset[Property]] = frozenset({Property.QUANTIZED})
+    forbids: ClassVar[frozenset[Property]] = frozenset({Property.INTEGER, Property.LOWERED})
+    mode: Literal["analytic", "empirical"] = "empirical"
+
+    def run(self, module: GraphModule, ctx: PassContext) -> PassResult:
+        nodes = layers_called_once(module)
+        if not nodes:
+            return PassResult(module, False, remarks=(Remark(False, "graph", "it has no quantized layer"),))
+        batches, editor, remarks = calibration_data(self.name, ctx), Editor(module), []
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            run = TwinRun(module, batches)
+            for node in nodes:
+                run.before(node, both=self.mode == "empirical")
+                remarks.append(self._correct(node, run, editor))
+        changed = any(remark.applied for remark in remarks)
+        if changed:
+            editor.finish()
+        return PassResult(module, changed, remarks=tuple(remarks))
+
+    def _correct(self, node: Node, run: TwinRun, editor: Editor) -> Remark:
+        layer: Any = module_of(node)
+        shift, level = _analytic(node, layer, run) if self.mode == "analytic" else _empirical(node, layer, run)
+        if not bool(torch.isfinite(shift).all()):
+            return Remark.on(node, "a mean of its outputs is not finite", applied=False)
+        largest = float(shift.abs().max())
+        if largest <= SMALLEST * level:
+            return Remark.on(node, "nothing to correct", applied=False)
+        private: Any = own(node, editor)
+        bias = _bias(private) + shift
+        private.bias = nn.Parameter(bias.to(private.weight.dtype), requires_grad=private.weight.requires_grad)
+        return Remark.on(node, f"bias moved by up to {largest:.2g}", applied=True)
+
+
+def _bias(layer: Any, name: str = "bias") -> Tensor:
+    bias = getattr(layer, name)
+    return layer.weight.new_zeros(layer.weight.shape[0], dtype=torch.float64) if bias is None else bias.detach().double()
+
+
+def _analytic(node: Node, layer: Any, run: TwinRun) -> tuple[Tensor, float]:
+    """What to add to the present bias (O,), and the size of the numbers that it is made of."""
+    error = without_activation(module_of(run.twin(node)), bias=False)
+    error.weight = nn.Parameter((layer.weight.double() - layer.float_weight.double()).to(layer.weight.dtype), requires_grad=False)
+    wanted = _bias(layer, "float_bias") - channel_means([error(x) for x in run.float_inputs(node)], layer)
+    return wanted - _bias(layer), float(wanted.abs().max())
+
+
+def _empirical(node: Node, layer: Any, run: TwinRun) -> tuple[Tensor, float]:
+    wanted = channel_means(run.float_outputs(node), layer)
+    return wanted - channel_means(run.outputs(node), layer), float(wanted.abs().max() + _bias(layer).abs().max())
