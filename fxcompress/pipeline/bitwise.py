@@ -19,8 +19,15 @@ from fxcompress.ir.inputs import Inputs
 from fxcompress.quant.fake import FakeQuantize
 from fxcompress.quant.modules import Quantize
 
+MARGIN = 3.0
 LEAST_SQNR = 15.0
 """dB of a graph's output against its lowered form. The noise of rounding lies far below: 30 to 60 dB on trained networks."""
+
+
+def least_sqnr(noise: float) -> float:
+    """The least SQNR (dB) between two right forms of a graph whose quantization has the SQNR ``noise``: where quantization itself
+    leaves little of the output, other roundings of single values leave no more."""
+    return min(LEAST_SQNR, noise - MARGIN)
 
 
 def rounds(module: GraphModule) -> bool:

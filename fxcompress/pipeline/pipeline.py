@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -32,11 +33,12 @@ from fxcompress.pipeline.single import advance, run_pass
 @dataclass(frozen=True)
 class Known:
     """What is known of a graph before a pipeline runs on it: facts about it or about a graph of which it is a copy, its
-    output on the inputs, and its tensors."""
+    output on the inputs, its tensors, and the noise of the quantization that made it (SQNR in dB)."""
 
     analyses: Analyses | None = None
     output: Any = None
     prints: Fingerprinter | None = None
+    noise: float = math.inf
 
 
 NOTHING = Known()
@@ -52,11 +54,12 @@ class Run:
     prints: Fingerprinter  # knows the module's tensors
     analyses: Analyses
     output: Any = None  # of the module on the inputs; None when it was not verified
+    noise: float = math.inf  # SQNR of the quantization in it, in dB
 
     @property
     def known(self) -> Known:
         """What a pipeline that continues need not find out again."""
-        return Known(self.analyses, self.output, self.prints)
+        return Known(self.analyses, self.output, self.prints, self.noise)
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class Pipeline(Pass):
         for step in self.passes:
             on_step(str(step))
             frame.apply(step)
-        return Run(frame.module, tuple(frame.steps), frame.finish(), frame.prints, frame.analyses, frame.prover.last)
+        return Run(frame.module, tuple(frame.steps), frame.finish(), frame.prints, frame.analyses, frame.prover.last, frame.prover.noise)
 
 
 def _check_order(passes: Iterable[Pass], given: frozenset[Property]) -> None:
@@ -177,7 +180,7 @@ class Frame:
         self.prints = known.prints or Fingerprinter()
         self.fingerprint = self.prints.of(self.module)
         self.analyses = known.analyses.carried(self.module) if known.analyses is not None else Analyses(self.module, inputs)
-        self.prover = Prover(self.start, inputs, calibration, known.output, enabled=verify)
+        self.prover = Prover(self.start, inputs, calibration, known.output, known.noise, enabled=verify)
 
     def apply(self, step: Pass) -> None:
         began = time.perf_counter()

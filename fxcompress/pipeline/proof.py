@@ -14,6 +14,7 @@ the new start. If the pass gives a graph that says what its result must compute,
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,7 @@ from fxcompress.ir.numbers import Difference
 from fxcompress.ir.twin import double_twin, is_double
 from fxcompress.ir.verify import neighbourhood, source_line
 from fxcompress.pipeline.base import NO_DATA, Calibration, Pass, Property, Semantics
-from fxcompress.pipeline.bitwise import LEAST_SQNR, other_bits, rounds
+from fxcompress.pipeline.bitwise import least_sqnr, other_bits, rounds
 from fxcompress.pipeline.single import advance, run_pass
 
 GROWTH = 16.0  # a rewritten graph may be this many times as far from the float64 truth as the original was
@@ -65,12 +66,22 @@ class _Stretch:
 
 
 class Prover:
-    """Follows a run; see the module's text. ``output``: of the start, where it is known."""
+    """Follows a run; see the module's text.
+
+    ``output``: of the start, where it is known; ``noise``: SQNR of the quantization in it, in dB.
+    """
 
     def __init__(
-        self, start: GraphModule, inputs: Inputs, calibration: Calibration = NO_DATA, output: Any = None, *, enabled: bool
+        self,
+        start: GraphModule,
+        inputs: Inputs,
+        calibration: Calibration = NO_DATA,
+        output: Any = None,
+        noise: float = math.inf,
+        *,
+        enabled: bool,
     ) -> None:
-        self.inputs, self.calibration, self.enabled = inputs, calibration, enabled
+        self.inputs, self.calibration, self.enabled, self.noise = inputs, calibration, enabled, noise
         self.note = "" if enabled else "not verified"
         self.first = self.last = output
         if not enabled:
@@ -99,7 +110,9 @@ class Prover:
             ) from error
         difference = numbers.compare(self.last, output)
         if step.semantics is Semantics.LOSSY:
-            if Property.INTEGER in step.establishes and (difference.why or difference.sqnr < LEAST_SQNR):
+            if Property.QUANTIZED in step.establishes:
+                self.noise = difference.sqnr
+            if Property.INTEGER in step.establishes and self._is_no_rounding(difference):
                 self._fail(step, module, difference, "promises the numbers of the fake-quantized graph but for rounding")
             self._start_again(step, module, output, reference)
             return difference.relative
@@ -183,8 +196,12 @@ class Prover:
             if found is not None:
                 node, how = found
                 raise EquivalenceError(f"pass '{step}' promises the bits of '{node.name}': {how}\n{neighbourhood(node)}")
-        if difference.why or difference.sqnr < LEAST_SQNR:
+        if self._is_no_rounding(difference):
             self._fail(step, module, difference, "promises equal numbers but for rounding to integers")
+
+    def _is_no_rounding(self, difference: Difference) -> bool:
+        """Whether a graph that rounds is further off than other roundings can bring it; see ``fxcompress.pipeline.bitwise``."""
+        return bool(difference.why) or difference.sqnr < least_sqnr(self.noise)
 
     def _rounding(self, output: Any, difference: Difference) -> bool:
         """Whether ``output`` is about as near to the float64 truth as the original was."""
