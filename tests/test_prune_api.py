@@ -379,3 +379,15 @@ def test_what_is_refused(case: str) -> None:
         call()
     assert raised.value.hint
     assert len(str(raised.value).splitlines()) < 6
+
+
+def test_a_model_without_weights_is_pruned_by_its_structure() -> None:
+    """On the meta device shapes follow as on any other; nothing is claimed of numbers that are not there."""
+    model, x = net(), image()
+    small = fxcompress.prune(copy.deepcopy(model).to("meta"), x.to("meta"), Prune(criterion="random"))
+    real = fxcompress.prune(model, x, Prune(criterion="random"), measure=False)
+    assert {k: v.shape for k, v in small.state_dict().items()} == {k: v.shape for k, v in real.state_dict().items()}
+    assert small.report.accuracy is None
+    assert small.report.after.macs == real.report.after.macs
+    with pytest.raises(errors.UnsupportedModelError, match="no values"):
+        fxcompress.compress(copy.deepcopy(model).to("meta"), x.to("meta"), prune=Prune(criterion="random"))

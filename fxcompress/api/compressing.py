@@ -14,6 +14,7 @@ from fxcompress.api.quantizing import Quantizing, limit_of
 from fxcompress.api.tracing import check_model
 from fxcompress.api.work import NATIVE, Work
 from fxcompress.capture import capture
+from fxcompress.capture.refuse import check_data
 from fxcompress.errors import InputError, TargetError
 from fxcompress.pipeline import Pass, Pipeline
 from fxcompress.pipeline.base import Property
@@ -72,6 +73,7 @@ def compress(
         FxCompressError: every error of the library; see :mod:`fxcompress.errors`.
     """
     check_model(model)
+    check_data(model)
     if model.training:
         raise InputError("the model is in training mode", hint="call model.eval() first; dropout and batch norm behave differently there")
     began = time.perf_counter()

@@ -158,14 +158,15 @@ def _report(
     verify: bool,
     measure: bool,
 ) -> Report:
-    timings = _timings(captured, pruned) if measure else {}
+    has_data = not any(t.is_meta for t in captured.inputs.tensors())
+    timings = _timings(captured, pruned) if measure and has_data else {}
     after = describe.costs(pruned, runs)
     lines = [line for run in runs.values() for line in run.steps]
     old = describe.measured(captured.module, before, timings.get(ORIGINAL))
     new = describe.measured(pruned.module, after, timings.get(PRUNED))
     return replace(
         describe.base_report(title, "pruned", captured, old, new),
-        accuracy=_accuracy(captured, pruned, runs) if verify else None,
+        accuracy=_accuracy(captured, pruned, runs) if verify and has_data else None,
         passes=describe.pass_lines(lines),
         missed=describe.missed_lines(lines),
         race=tuple(Candidate(form, t.median, form == PRUNED, "", t.spread) for form, t in timings.items()),

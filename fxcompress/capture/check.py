@@ -38,7 +38,7 @@ def run(module: nn.Module, inputs: Inputs) -> Any:
 def kept_state(module: nn.Module, inputs: Inputs) -> Iterator[None]:
     """The random state, and what a run writes into the module (statistics, caches), are put back afterwards."""
     devices = sorted({t.device.index for t in inputs.tensors() if t.device.type == "cuda" and t.device.index is not None})
-    buffers = [(b, b.clone()) for b in module.buffers()]
+    buffers = [(b, b.clone()) for b in module.buffers() if not b.is_meta]
     attributes = [_Attributes.of(m) for m in module.modules()]
     with torch.random.fork_rng(devices=devices):
         try:
@@ -123,7 +123,7 @@ def _tensors_differ(a: Tensor, b: Tensor) -> str | None:
         return f"has the shape {tuple(b.shape)} instead of {tuple(a.shape)}"
     if a.dtype != b.dtype or a.device != b.device:
         return f"is {b.dtype} on {b.device} instead of {a.dtype} on {a.device}"
-    if a.numel() == 0 or torch.equal(a, b):
+    if a.numel() == 0 or a.is_meta or torch.equal(a, b):
         return None
     if not (a.is_floating_point() or a.is_complex()):
         return "has other values"

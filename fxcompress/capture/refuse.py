@@ -51,19 +51,26 @@ def _wrapper_advice(module: nn.Module) -> str | None:
     return None
 
 
-def check_inputs(model: nn.Module, inputs: Inputs) -> None:
-    """Refuse inputs that lie elsewhere than the model, or are empty.
+def check_data(model: nn.Module) -> None:
+    """Refuse a model without values.
 
     Raises:
-        UnsupportedModelError: parameters have no data (device "meta").
-        InputError: the devices differ, or a tensor has no elements.
+        UnsupportedModelError: parameters are on the device "meta".
     """
-    homes = {t.device for t in (*model.parameters(), *model.buffers())}
-    if any(home.type == "meta" for home in homes):
+    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         raise UnsupportedModelError(
             "the model is on the device 'meta': its weights have no values",
             hint="load the weights, e.g. model.to_empty(device='cpu') and load_state_dict",
         )
+
+
+def check_inputs(model: nn.Module, inputs: Inputs) -> None:
+    """Refuse inputs that lie elsewhere than the model, or are empty.
+
+    Raises:
+        InputError: the devices differ, or a tensor has no elements.
+    """
+    homes = {t.device for t in (*model.parameters(), *model.buffers())}
     for tensor in inputs.tensors():
         if tensor.numel() == 0:
             raise InputError(

@@ -98,6 +98,9 @@ def _compare_leaf(a: Any, b: Any) -> Difference:
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Tensors on the meta device have no bits that could differ."""
+    if a.is_meta:
+        return True
     if a.is_floating_point():
         return bool(torch.equal(a, b) or (torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())))
     return bool(torch.equal(a, b))
@@ -106,7 +109,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 def is_zero(output: Any) -> bool:
     """Whether every tensor of an output is zero everywhere, as that of a head that was never trained."""
     tensors = [leaf for leaf in leaves(output) if isinstance(leaf, Tensor)]
-    return bool(tensors) and not any(t.any() for t in tensors)
+    return bool(tensors) and not any(t.is_meta or t.any() for t in tensors)
 
 
 def _keeps_state(module: nn.Module) -> bool:
