@@ -68,8 +68,11 @@ def check_inputs(model: nn.Module, inputs: Inputs) -> None:
     """Refuse inputs that lie elsewhere than the model, or are empty.
 
     Raises:
+        UnsupportedModelError: only the inputs have values.
         InputError: the devices differ, or a tensor has no elements.
     """
+    if not all(tensor.is_meta for tensor in inputs.tensors()):
+        check_data(model)
     homes = {t.device for t in (*model.parameters(), *model.buffers())}
     for tensor in inputs.tensors():
         if tensor.numel() == 0:
