@@ -226,7 +226,7 @@ def test_lines_and_volumes(dims: int) -> None:
 
 @pytest.mark.parametrize("bits", [2, 5, 8])
 def test_fewer_bits_are_clamped_earlier(bits: int) -> None:
-    layer = conv(4, 8, 1, source=QParams(0.1, 3), qparams=QParams(0.05, 1, bits))
+    layer = conv(4, 8, 1, source=QParams(0.1, 3), qparams=QParams(0.005, 1, bits))
     y = layer(torch.randint(0, 256, (1, 4, 9, 9), dtype=torch.uint8))
     assert y.max().item() == 2**bits - 1
     assert y.min().item() == 0

@@ -11,10 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxcompress.api import compress
+from fxcompress.api.tracing import trace
 from fxcompress.errors import ModeError, TargetError
 from fxcompress.ir.activation import Activation
 from fxcompress.ir.fused import fuse
-from fxcompress.targets import cpu_graph
+from fxcompress.ir.inputs import Inputs
+from fxcompress.targets import cpu, cpu_graph
 from fxcompress.targets.cpu_graph import OneDnnGraph, onednn_graph_missing
 from fxcompress.targets.cpu_modules import PackedConv, PackedLinear
 
@@ -186,3 +189,12 @@ def test_nan_inputs_do_not_stop_it(net: nn.Module) -> None:
     engine.prepare(torch.full((1, 3, 16, 16), float("nan")))
     x = torch.randn(1, 3, 16, 16)
     assert_same(engine(x), net(x))
+
+
+def test_graphs_that_would_take_long_to_compile_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling takes time that grows with the square of the nodes; the packed modules alone run such a graph."""
+    model, x = nn.Sequential(*[nn.Conv2d(3, 3, 1) for _ in range(8)]).eval(), torch.randn(1, 3, 4, 4)
+    monkeypatch.setattr(cpu, "MOST_NODES", 8)
+    with pytest.raises(TargetError, match="10 nodes"):
+        cpu.OneDnnGraphTarget().lower(trace(model, x), Inputs((x,)))
+    assert compress(model, x, target="cpu").report.target != "onednn-graph"
