@@ -193,7 +193,7 @@ def test_nan_inputs_do_not_stop_it(net: nn.Module) -> None:
 
 def test_graphs_that_would_take_long_to_compile_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiling takes time that grows with the square of the nodes; the packed modules alone run such a graph."""
-    model, x = nn.Sequential(*[nn.Conv2d(3, 3, 1) for _ in range(8)]).eval(), torch.randn(1, 3, 4, 4)
+    model, x = nn.Sequential(*[nn.Conv2d(3, 3, 3, padding=1) for _ in range(8)]).eval(), torch.randn(1, 3, 4, 4)
     monkeypatch.setattr(cpu, "MOST_NODES", 8)
     with pytest.raises(TargetError, match="10 nodes"):
         cpu.OneDnnGraphTarget().lower(trace(model, x), Inputs((x,)))
