@@ -17,6 +17,7 @@ from tabulate import tabulate
 from torch import nn
 
 import fxcompress
+from fxcompress.errors import FxCompressError
 
 SIZES = {"vit": 224, "swin": 224, "maxvit": 224, "inception": 299, "alexnet": 224, "vgg": 224, "squeezenet": 96}
 DETECTION = ("rcnn", "retinanet", "ssd", "fcos")
@@ -32,6 +33,8 @@ def build(name: str) -> tuple[nn.Module, object]:
             module.running_var.uniform_(0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.1)
+        elif isinstance(module, nn.Linear) and not module.weight.any():  # the head of a new vit: all its outputs would be zero
+            nn.init.normal_(module.weight, std=0.1)
     if any(word in name for word in DETECTION):
         return model, ([torch.rand(3, 160, 160)],)
     size = next((n for word, n in SIZES.items() if word in name), 64)
@@ -43,7 +46,7 @@ def row(name: str) -> list[object]:
     began = time.perf_counter()
     try:
         report = fxcompress.compress(model, inputs, target="cpu").report
-    except fxcompress.errors.FxCompressError as error:
+    except FxCompressError as error:
         return [name, "refused", str(error).splitlines()[0][:80], "", "", "", ""]
     accuracy = report.accuracy
     exact = "-" if accuracy.relative64 is None else f"{accuracy.relative64:.1e}"

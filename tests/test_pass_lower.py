@@ -118,6 +118,14 @@ def test_training_and_gradients_are_refused():
         module(image().requires_grad_())
 
 
+def test_it_may_be_called_without_no_grad():
+    """Parameters of layers that stay as they are (norms) would otherwise make later layers see an input that requires a gradient."""
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 3)).eval()
+    module = lowered(model, image())
+    assert not module(image()).requires_grad
+    assert all(p.requires_grad for p in model.parameters())
+
+
 def test_order_and_unknown_targets():
     with pytest.raises(OrderError, match="functionalize"):
         Pipeline.parse("lower")

@@ -14,7 +14,8 @@ from torch.fx import GraphModule, Node
 
 from fxcompress.analysis import Analyses, Shapes
 from fxcompress.errors import TargetError
-from fxcompress.ir.edit import Editor, share
+from fxcompress.ir.copying import copied
+from fxcompress.ir.edit import Editor
 from fxcompress.ir.effects import may_alias
 from fxcompress.ir.inputs import Inputs
 from fxcompress.ir.view import kind_of, spec_of, view
@@ -23,6 +24,7 @@ from fxcompress.targets.cpu_attention import PackedSelfAttention, lowerable_atte
 from fxcompress.targets.cpu_graph import onednn_graph_missing
 from fxcompress.targets.cpu_kernels import kernels
 from fxcompress.targets.cpu_modules import PackedConv, PackedLinear, lowerable
+from fxcompress.targets.inference import constant
 from fxcompress.targets.int8_pack import pack_integers
 
 MOST_NODES = 2500
@@ -40,7 +42,7 @@ class CpuTarget:
 
     def lower(self, gm: GraphModule, inputs: Inputs) -> GraphModule:
         """See :class:`fxcompress.targets.base.Target`."""
-        module = share(gm)
+        module = copied(gm, constant)  # else a call outside of no_grad would ask its layers for gradients
         shapes = Analyses(module, inputs).get(Shapes)
         outputs = _contiguous_outputs(module, shapes)
         editor = Editor(module)

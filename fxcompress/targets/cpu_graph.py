@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from fxcompress.errors import TargetError
 from fxcompress.ir.copying import copied
 from fxcompress.targets.cpu_kernels import ordinary_mode, refuse_gradients
-from fxcompress.targets.inference import InferenceOnly
+from fxcompress.targets.inference import InferenceOnly, constant
 
 __all__ = ["OneDnnGraph", "onednn_graph_missing"]
 
@@ -193,7 +193,7 @@ def _compile(graph: nn.Module, tensors: list[Tensor]) -> Callable[..., Any]:
 
     The graph is traced as a function, in which weights are constants: modules would be scripted one by one, and frozen.
     """
-    flat = _Flat(copied(graph, _constant))
+    flat = _Flat(copied(graph, constant))
     example = tuple(t.detach().contiguous() for t in tensors)
     with warnings.catch_warnings(), _fusion_enabled(), torch.no_grad():
         warnings.simplefilter("ignore")  # TorchScript is deprecated; sizes become constants, which is meant
@@ -208,10 +208,6 @@ def _compile(graph: nn.Module, tensors: list[Tensor]) -> Callable[..., Any]:
             return pytree.tree_unflatten(compiled(*[a.contiguous() for a in args]), tree)
 
     return run
-
-
-def _constant(tensor: Tensor) -> Tensor:
-    return nn.Parameter(tensor.detach(), requires_grad=False) if isinstance(tensor, nn.Parameter) else tensor.detach()
 
 
 def _plain(t: Tensor) -> bool:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from fxcompress.errors import ModeError
+
+
+def constant(tensor: Tensor) -> Tensor:
+    """The same numbers, of which no gradient is taken; a parameter stays one."""
+    return nn.Parameter(tensor.detach(), requires_grad=False) if isinstance(tensor, nn.Parameter) else tensor.detach()
 
 
 class InferenceOnly(nn.Module):
