@@ -66,6 +66,8 @@ def test_computed_weights_are_refused_or_baked(make: Any) -> None:
     torch.testing.assert_close(captured.module(x), expected)
     assert {"0.weight", "0.bias"} <= set(captured.module.state_dict())
     assert set(model.state_dict()) == keys
+    with torch.no_grad():
+        assert torch.equal(model(x), expected)  # torch takes a parametrization away from the class, not from the instance
 
 
 def test_functional_dropout_with_a_baked_flag() -> None:

@@ -39,11 +39,19 @@ def bake_weights(root: nn.Module) -> None:
     """Replace computed weights by their present values, in place."""
     for module in root.modules():
         if parametrize.is_parametrized(module):
+            _own_class(module)
             for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
         for hook in list(module._forward_pre_hooks.values()):
             if is_weight_hook(hook):
                 _remove(module, hook)
+
+
+def _own_class(module: nn.Module) -> None:
+    """Give a copy a class of its own: torch removes a parametrization from the class, which the copy shares with the original."""
+    shared = type(module)
+    namespace = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
+    module.__class__ = type(shared.__name__, shared.__bases__, namespace)
 
 
 def _remove(module: nn.Module, hook: Any) -> None:
