@@ -226,8 +226,23 @@ def test_padding(mode: str, padding: Any) -> None:
     close(nn.Sequential(conv, nn.SiLU(), nn.Conv2d(4, 4, 1)), x2d(2, 3, 9, 8))
 
 
+class FunctionalPad(nn.Module):
+    """Zeros around values of both signs, whose zero point is not 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, (1, 0, 2, 1))
+
+
 @pytest.mark.parametrize(
-    "pad", [nn.ZeroPad2d((1, 0, 2, 1)), nn.ConstantPad2d(1, 0.0), nn.ConstantPad2d(1, 2.5), nn.ReflectionPad2d(2), nn.ReplicationPad2d(1)]
+    "pad",
+    [
+        FunctionalPad(),
+        nn.ZeroPad2d((1, 0, 2, 1)),
+        nn.ConstantPad2d(1, 0.0),
+        nn.ConstantPad2d(1, 2.5),
+        nn.ReflectionPad2d(2),
+        nn.ReplicationPad2d(1),
+    ],
 )
 def test_padding_modules(pad: nn.Module) -> None:
     result = close(nn.Sequential(nn.Conv2d(3, 4, 3), pad, nn.Conv2d(4, 4, 3)), x2d(2, 3, 9, 8))
