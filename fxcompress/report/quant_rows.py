@@ -77,12 +77,12 @@ def _rank_row(node: str, cost: float, in_float: bool) -> Row:
 
 
 def why_rows(quantized: Quantized) -> list[Row]:
-    """Nodes with the same form and reason in one row; int8 first, then by number."""
+    """Nodes with the same form and reason in one row, with the reason of one of them; int8 first, then by number."""
     groups: dict[tuple[str, str], list[QuantLine]] = defaultdict(list)
     for line in quantized.lines:
         groups[line.form, reason(line.why)].append(line)
     ordered = sorted(groups.items(), key=lambda item: (item[0][0] == "float", -len(item[1]), item[0]))
-    return [(str(len(lines)), form, shorten(lines[0].node, 28), lines[0].why if len(lines) == 1 else why) for (form, why), lines in ordered]
+    return [(str(len(lines)), form, shorten(lines[0].node, 28), lines[0].why) for (form, _), lines in ordered]
 
 
 def reason(why: str) -> str:
