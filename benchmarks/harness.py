@@ -6,6 +6,7 @@ one after the other, and are then asked in turn to time a few calls while the ot
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import re
@@ -16,6 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 Prepared = tuple[Callable[[], object], dict[str, Any]]
@@ -79,6 +81,41 @@ class Worker:
         error = blame(self.errors.read())
         self.errors.close()
         return error if self.process.returncode else ""
+
+
+def options_of(parser: argparse.ArgumentParser, networks: list[str], engines: list[str], others: Iterable[str]) -> argparse.Namespace:
+    """What a latency benchmark is asked. ``others``: engines that run only when they are named."""
+    parser.add_argument("--networks", nargs="+", default=networks)
+    parser.add_argument("--engines", nargs="+", default=engines, choices=[*engines, *others])
+    parser.add_argument("--batch", nargs="+", type=int, default=[1])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--blocks", type=int, default=5, help="blocks per engine and network")
+    parser.add_argument("--seconds", type=float, default=0.5, help="length of a block")
+    parser.add_argument("--out", type=Path, help="write all figures as JSON")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+Rows = dict[str, Any]
+"""Network -> what was measured of it."""
+
+
+def sweep(
+    options: argparse.Namespace, prepare: Callable[..., Prepared], measure: Callable[..., Any], show: Callable[[int, Rows], str]
+) -> None:
+    """Serve one engine, if that is asked; else measure every network at every batch size and print what ``show`` makes of it."""
+    if options.serve:
+        serve(lambda: prepare(options.serve, options.networks[0], options.batch[0], options.threads))
+        return
+    figures: dict[str, Rows] = {}
+    for batch in options.batch:
+        rows = figures[f"batch {batch}"] = {}
+        for name in options.networks:
+            print(f"batch {batch}: {name}", file=sys.stderr, flush=True)
+            rows[name] = measure(name, batch, options.threads, options.engines, options.blocks, options.seconds)
+            if options.out:
+                options.out.write_text(json.dumps(figures, indent=1))
+        print(show(batch, rows), flush=True)
 
 
 def blame(output: str) -> str:

@@ -10,12 +10,9 @@ Weights are random, batch norms hold the statistics of the calibration images (r
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
-from harness import Prepared, geometric_mean, rounds, serve
+from harness import Prepared, Rows, geometric_mean, options_of, rounds, sweep
 from latency import NETWORKS, network
 
 TORCH = ["torch-x86", "torch-onednn", "pt2e"]
@@ -133,29 +130,16 @@ def failures(rows: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=NETWORKS)
-    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=[*ENGINES, "eager", "float-auto"])
-    parser.add_argument("--batch", nargs="+", type=int, default=[1])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--blocks", type=int, default=5, help="blocks per engine and network")
-    parser.add_argument("--seconds", type=float, default=0.5, help="length of a block")
-    parser.add_argument("--out", type=Path, help="write all figures as JSON")
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        serve(lambda: prepare(options.serve, options.networks[0], options.batch[0], options.threads))
-        return
-    figures: dict[str, dict[str, Any]] = {}
-    for batch in options.batch:
-        rows = figures[f"batch {batch}"] = {}
-        for name in options.networks:
-            print(f"batch {batch}: {name}", file=sys.stderr, flush=True)
-            rows[name] = measure(name, batch, options.threads, options.engines, options.blocks, options.seconds)
-            if options.out:
-                options.out.write_text(json.dumps(figures, indent=1))
-        print(f"\nMedian ms, batch {batch}, {options.threads} threads\n\n{table(rows, options.engines, 'ms')}")
-        print(f"\nSignal to noise at the output, dB\n\n{table(rows, options.engines, 'sqnr')}")
-        print(f"\nBoundaries of fxcompress\n\n{boundaries(rows)}\n{failures(rows)}", flush=True)
+    options = options_of(parser, NETWORKS, ENGINES, ["eager", "float-auto"])
+
+    def show(batch: int, rows: Rows) -> str:
+        return (
+            f"\nMedian ms, batch {batch}, {options.threads} threads\n\n{table(rows, options.engines, 'ms')}\n"
+            f"\nSignal to noise at the output, dB\n\n{table(rows, options.engines, 'sqnr')}\n"
+            f"\nBoundaries of fxcompress\n\n{boundaries(rows)}\n{failures(rows)}"
+        )
+
+    sweep(options, prepare, measure, show)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,9 @@ calls while the others sleep. What is printed is the median over all blocks; pee
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
-from pathlib import Path
 
-from harness import Prepared, geometric_mean, rounds, serve
+from harness import Prepared, Rows, geometric_mean, options_of, rounds, sweep
 
 NETWORKS = [
     "resnet18",
@@ -145,27 +142,12 @@ def ratios(row: dict) -> list[float | None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=NETWORKS)
-    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=[*ENGINES, "fx-openvino", "fx-onnxruntime"])
-    parser.add_argument("--batch", nargs="+", type=int, default=[1])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--blocks", type=int, default=5, help="blocks per engine and network")
-    parser.add_argument("--seconds", type=float, default=0.5, help="length of a block")
-    parser.add_argument("--out", type=Path, help="write all figures as JSON")
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        serve(lambda: prepare(options.serve, options.networks[0], options.batch[0], options.threads))
-        return
-    figures: dict[str, dict] = {}
-    for batch in options.batch:
-        rows = figures[f"batch {batch}"] = {}
-        for name in options.networks:
-            print(f"batch {batch}: {name}", file=sys.stderr, flush=True)
-            rows[name] = measure(name, batch, options.threads, options.engines, options.blocks, options.seconds)
-            if options.out:
-                options.out.write_text(json.dumps(figures, indent=1))
-        print(f"\nMedian ms, batch {batch}, {options.threads} threads\n\n{table(rows, options.engines)}\n", flush=True)
+    options = options_of(parser, NETWORKS, ENGINES, ["fx-openvino", "fx-onnxruntime"])
+
+    def show(batch: int, rows: Rows) -> str:
+        return f"\nMedian ms, batch {batch}, {options.threads} threads\n\n{table(rows, options.engines)}\n"
+
+    sweep(options, prepare, measure, show)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch.fx import GraphModule, Node
 from fxcompress.errors import InputError
 from fxcompress.ir.edit import Editor, own
 from fxcompress.ir.view import module_of
-from fxcompress.passes.twin_run import TwinRun, calibration_data, layers_called_once
+from fxcompress.passes.twin_run import TwinRun, layer_by_layer
 from fxcompress.pipeline import Pass, PassContext, PassResult, Property, Remark, Semantics
 from fxcompress.pruning.layer_rows import as_weight, layer_rows, regressors, weight_matrix
 from fxcompress.quant.affine import weight_limit
@@ -61,20 +61,7 @@ class AdaRound(Pass):
                 raise InputError(f"{name} is {getattr(self, name)}", hint="write a whole number of at least 1")
 
     def run(self, module: GraphModule, ctx: PassContext) -> PassResult:
-        nodes = layers_called_once(module)
-        if not nodes:
-            return PassResult(module, False, remarks=(Remark(False, "graph", "it has no quantized layer"),))
-        batches, editor, remarks = calibration_data(self.name, ctx), Editor(module), []
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            run = TwinRun(module, batches)
-            for node in nodes:
-                run.before(node)
-                remarks.append(self._round(node, run, editor))
-        changed = any(remark.applied for remark in remarks)
-        if changed:
-            editor.finish()
-        return PassResult(module, changed, remarks=tuple(remarks))
+        return layer_by_layer(self.name, module, ctx, self._round)
 
     def _round(self, node: Node, run: TwinRun, editor: Editor) -> Remark:
         layer: Any = module_of(node)

@@ -23,7 +23,7 @@ from torch.fx import GraphModule, Node
 
 from fxcompress.ir.edit import Editor, own
 from fxcompress.ir.view import module_of
-from fxcompress.passes.twin_run import TwinRun, calibration_data, channel_means, layers_called_once, without_activation
+from fxcompress.passes.twin_run import TwinRun, channel_means, layer_by_layer, without_activation
 from fxcompress.pipeline import Pass, PassContext, PassResult, Property, Remark, Semantics
 
 SMALLEST = 1e-5  # relative to the largest mean or bias of the layer: less is rounding
@@ -40,20 +40,7 @@ class CorrectBias(Pass):
     mode: Literal["analytic", "empirical"] = "empirical"
 
     def run(self, module: GraphModule, ctx: PassContext) -> PassResult:
-        nodes = layers_called_once(module)
-        if not nodes:
-            return PassResult(module, False, remarks=(Remark(False, "graph", "it has no quantized layer"),))
-        batches, editor, remarks = calibration_data(self.name, ctx), Editor(module), []
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            run = TwinRun(module, batches)
-            for node in nodes:
-                run.before(node, both=self.mode == "empirical")
-                remarks.append(self._correct(node, run, editor))
-        changed = any(remark.applied for remark in remarks)
-        if changed:
-            editor.finish()
-        return PassResult(module, changed, remarks=tuple(remarks))
+        return layer_by_layer(self.name, module, ctx, self._correct, both=self.mode == "empirical")
 
     def _correct(self, node: Node, run: TwinRun, editor: Editor) -> Remark:
         layer: Any = module_of(node)

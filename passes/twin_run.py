@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxcompress.errors import InputError
+from fxcompress.ir.edit import Editor
 from fxcompress.ir.inputs import Inputs
 from fxcompress.ir.view import module_of
 from fxcompress.passes.scale_ranges import as_dtype_of
 from fxcompress.passes.weights import channel_axis
-from fxcompress.pipeline import PassContext
+from fxcompress.pipeline import PassContext, PassResult, Remark
 from fxcompress.pruning.lockstep import Runner
 from fxcompress.quant.float_form import float_form, quantized_layers
 
@@ -76,6 +77,31 @@ class TwinRun:
     def outputs(self, node: Node) -> list[Tensor]:
         """What the quantized layer gives before its activation."""
         return _outputs(self.rounded, node)
+
+
+def layer_by_layer(
+    name: str, module: GraphModule, ctx: PassContext, change: Callable[[Node, TwinRun, Editor], Remark], *, both: bool = True
+) -> PassResult:
+    """Let the pass ``name`` change the quantized layers one after the other, each on what the layers before it give as changed.
+
+    Args:
+        change: gives a remark, applied if it has changed the layer.
+        both: run the quantized network, too.
+    """
+    nodes = layers_called_once(module)
+    if not nodes:
+        return PassResult(module, False, remarks=(Remark(False, "graph", "it has no quantized layer"),))
+    batches, editor, remarks = calibration_data(name, ctx), Editor(module), []
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        run = TwinRun(module, batches)
+        for node in nodes:
+            run.before(node, both=both)
+            remarks.append(change(node, run, editor))
+    changed = any(remark.applied for remark in remarks)
+    if changed:
+        editor.finish()
+    return PassResult(module, changed, remarks=tuple(remarks))
 
 
 def operands(runner: Runner, node: Node, which: int) -> list[Tensor]:

@@ -47,7 +47,7 @@ class _PackedQuant(InferenceOnly):
     residual: QParams | None
     activation: Activation | None
     _plans: dict[torch.Size, Int8Plan]
-    _planned_for: tuple[Tensor | None, Tensor | None, Tensor | None, int | None]  # the buffers and the sum of their versions
+    _planned_for: tuple[Tensor | None, Tensor | None, Tensor | None, int | None] = _NOTHING  # the buffers and the sum of their versions
 
     def forward(self, q: Tensor, residual: Tensor | None = None) -> Tensor:
         """``q`` uint8; ``residual`` uint8 if it has qparams, else float32. uint8, or float32 where ``qparams`` is None."""
@@ -152,7 +152,6 @@ class PackedQuantConv(_PackedQuant, QuantConv):
             activation=activation,
         )
         self.overwrites_residual = overwrites_residual
-        self._forget()
 
     @classmethod
     def of(cls, layer: QuantConv, *, overwrites_residual: bool = False) -> Self:
@@ -187,21 +186,7 @@ class PackedQuantConv(_PackedQuant, QuantConv):
 class PackedQuantLinear(_PackedQuant, QuantLinear):
     """:class:`QuantLinear` on oneDNN."""
 
-    _packed: Tensor | None  # one for all shapes
-
-    def __init__(
-        self,
-        weight: Tensor,
-        weight_scale: Tensor,
-        bias: Tensor | None = None,
-        *,
-        source: QParams,
-        qparams: QParams | None = None,
-        residual: QParams | None = None,
-        activation: Activation | None = None,
-    ) -> None:
-        QuantLinear.__init__(self, weight, weight_scale, bias, source=source, qparams=qparams, residual=residual, activation=activation)
-        self._forget()
+    _packed: Tensor | None = None  # one for all shapes
 
     @classmethod
     def of(cls, layer: QuantLinear) -> Self:
