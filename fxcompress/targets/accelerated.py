@@ -1,4 +1,4 @@
-"""A graph module that hands its calls to oneDNN Graph where that is possible."""
+"""A graph module that hands its calls to a compiled form of itself where that is possible."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from torch.fx import GraphModule
 from fxcompress.errors import TargetError
 from fxcompress.ir.inputs import Inputs
 from fxcompress.targets.cpu_graph import OneDnnGraph
+from fxcompress.targets.per_shape import PerShape
+from fxcompress.targets.replay import Replay
 
-FLAG = "fxcompress_onednn_graph"  # module.meta key; kept by copies and files, so what was compiled can be compiled again
+FLAG = "fxcompress_runs_as"  # module.meta key; kept by copies and files, so what was compiled can be compiled again
+
+_RUNNER = "_runs_as"
+_FORMS: dict[str, type[PerShape]] = {"onednn-graph": OneDnnGraph, "replay": Replay}
 
 
 class AcceleratedGraph(GraphModule):
-    """A GraphModule that runs compiled by oneDNN Graph when ``meta[FLAG]`` is set, and as it is otherwise.
+    """A GraphModule that runs as ``meta[FLAG]`` says, "onednn-graph" or "replay", and as it is where that is not set.
 
     State, signature and graph are those of the module itself; what is compiled belongs to one object and one process.
     """
@@ -35,7 +40,7 @@ class AcceleratedGraph(GraphModule):
         """
         tensors = self._positional(inputs.args, dict(inputs.kwargs))
         if tensors is None:
-            raise TargetError("oneDNN Graph takes tensors as arguments, and nothing else")
+            raise TargetError(f"{_FORMS[self.meta[FLAG]].__name__} takes tensors as arguments, and nothing else")
         self._runner().prepare(*tensors)
 
     def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor] | None:
@@ -45,18 +50,22 @@ class AcceleratedGraph(GraphModule):
         in_order = list(kwargs) == [] or set(names[len(args) : len(given)]) == set(kwargs)
         return given if in_order and all(isinstance(value, Tensor) for value in given) else None
 
-    def _runner(self) -> OneDnnGraph:
-        runner = self.__dict__.get("_onednn")
+    def _runner(self) -> PerShape:
+        runner: PerShape | None = self.__dict__.get(_RUNNER)
         if runner is None:
             # Outside _modules: the runner reads this module's own layers and tensors, it owns none.
-            runner = self.__dict__["_onednn"] = OneDnnGraph(GraphModule(self, self.graph))
+            runner = self.__dict__[_RUNNER] = _FORMS[self.meta[FLAG]](GraphModule(self, self.graph))
         return runner
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         super()._apply(*args, **kwargs)
-        self.__dict__.pop("_onednn", None)
+        self.__dict__.pop(_RUNNER, None)
         return self
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.__dict__.pop(_RUNNER, None)
+
     def __reduce__(self) -> Any:
-        self.__dict__.pop("_onednn", None)
+        self.__dict__.pop(_RUNNER, None)
         return super().__reduce__()

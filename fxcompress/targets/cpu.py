@@ -1,6 +1,6 @@
 """The native float targets: prepacked oneDNN and MKL kernels on plain tensors, without any compiler.
 
-``cpu`` runs them one by one; ``onednn-graph`` lets oneDNN Graph join them where it can.
+``cpu`` calls them one after the other, from a recording where that can be had; ``onednn-graph`` lets oneDNN Graph join them where it can.
 """
 
 from __future__ import annotations
@@ -42,17 +42,11 @@ class CpuTarget:
 
     def lower(self, gm: GraphModule, inputs: Inputs) -> GraphModule:
         """See :class:`fxcompress.targets.base.Target`."""
-        module = copied(gm, constant)  # else a call outside of no_grad would ask its layers for gradients
-        shapes = Analyses(module, inputs).get(Shapes)
-        outputs = _contiguous_outputs(module, shapes)
-        editor = Editor(module)
-        pack_integers(module, editor)
-        _pack_layers(module, editor)
-        _pack_attention(module, editor)
-        _free_layout(module, editor)
-        for node in outputs:
-            _keep_contiguous(node, editor)
-        editor.finish()
+        module = _running_as("replay", _packed(gm, inputs))
+        try:
+            module.prepare(inputs)
+        except TargetError:  # the packed modules run one by one
+            del module.meta[FLAG]
         return module
 
 
@@ -73,13 +67,32 @@ class OneDnnGraphTarget:
                 f"the graph has {count} nodes, and oneDNN Graph takes time that grows with the square of that",
                 hint=f'write target="cpu"; at most {MOST_NODES} nodes are tried',
             )
-        packed = CpuTarget().lower(gm, inputs)
-        module = AcceleratedGraph(packed, packed.graph)
-        module.training = packed.training
-        module.meta.update(packed.meta)
-        module.meta[FLAG] = True
+        module = _running_as("onednn-graph", _packed(gm, inputs))
         module.prepare(inputs)
         return module
+
+
+def _packed(gm: GraphModule, inputs: Inputs) -> GraphModule:
+    module = copied(gm, constant)  # else a call outside of no_grad would ask its layers for gradients
+    shapes = Analyses(module, inputs).get(Shapes)
+    outputs = _contiguous_outputs(module, shapes)
+    editor = Editor(module)
+    pack_integers(module, editor)
+    _pack_layers(module, editor)
+    _pack_attention(module, editor)
+    _free_layout(module, editor)
+    for node in outputs:
+        _keep_contiguous(node, editor)
+    editor.finish()
+    return module
+
+
+def _running_as(form: str, packed: GraphModule) -> AcceleratedGraph:
+    module = AcceleratedGraph(packed, packed.graph)
+    module.training = packed.training
+    module.meta.update(packed.meta)
+    module.meta[FLAG] = form
+    return module
 
 
 def _pack_layers(module: GraphModule, editor: Editor) -> None:

@@ -23,15 +23,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxcompress.errors import TargetError
 from fxcompress.ir.copying import copied
-from fxcompress.targets.cpu_kernels import ordinary_mode, refuse_gradients
-from fxcompress.targets.inference import InferenceOnly, constant
+from fxcompress.targets.inference import constant
+from fxcompress.targets.per_shape import PerShape
 
 __all__ = ["OneDnnGraph", "onednn_graph_missing"]
 
-_Key = tuple[tuple[torch.Size, torch.dtype], ...]
-_MAX_SHAPES = 4  # compiled forms kept; each holds packed weights of its own
 _TOLERANCE = 1e-3  # of the largest output; a compiled form that is further off is not used
 
 
@@ -44,99 +41,20 @@ def onednn_graph_missing() -> str | None:
     return None
 
 
-class OneDnnGraph(InferenceOnly):
-    """Runs ``graph`` compiled for the shapes it is called with; same positional tensor inputs, same outputs (any nesting).
+class OneDnnGraph(PerShape):
+    """Runs ``graph`` in partitions that oneDNN Graph compiles for the shapes of its inputs.
 
-    ``graph`` is the state and the fallback: it may hold PackedConv and PackedLinear, which show their plain form to the
-    compiler and run wherever the compiled form does not (other dtypes, arguments that are no tensors, autocast, tracing,
-    the first call of a new shape, more shapes than are kept). A shape is compiled at its second call, or by :meth:`prepare`.
-    The first compiled run is compared with the graph; ``refused`` holds the shapes that failed, and why. What is compiled is
-    dropped when parameters or buffers change, and is never copied or stored.
+    ``graph`` may hold PackedConv and PackedLinear, which show their plain form to the compiler.
     """
 
-    refused: dict[_Key, str]
-    _compiled: dict[_Key, Callable[..., Any]]
-    _seen: list[_Key]  # shapes called once
-    _tensors: list[Tensor]
-    _versions: int
+    def _unsuited(self, tensors: list[Tensor]) -> str | None:
+        return onednn_graph_missing() or _unsuited(self.graph, tensors)
 
-    def __init__(self, graph: nn.Module) -> None:
-        super().__init__()
-        self.training = False
-        self.graph = graph
-        self._forget()
+    def _compile(self, tensors: list[Tensor]) -> Callable[..., Any]:
+        return _compile(self.graph, tensors)
 
-    def forward(self, *args: Any) -> Any:
-        """The outputs of the graph; raises ModeError when an input requires a gradient and grad mode is on."""
-        tensors = [a for a in args if isinstance(a, Tensor)]
-        refuse_gradients(*tensors)
-        if not args or len(tensors) != len(args) or not all(map(_plain, tensors)) or not ordinary_mode():
-            return self.graph(*args)
-        if self._compiled and self._version_sum() != self._versions:
-            self._forget()
-        key: _Key = tuple((t.shape, t.dtype) for t in tensors)
-        run = self._compiled.get(key)
-        if run is not None:
-            return run(*tensors)
-        if key not in self._seen:
-            self._seen = [*self._seen[-63:], key]
-        elif key not in self.refused and len(self._compiled) < _MAX_SHAPES:
-            self._try(key, tensors)
-        return self.graph(*args)
-
-    def prepare(self, *args: Tensor) -> None:
-        """Compile for the shapes of ``args`` now. TargetError with the reason where this cannot be done."""
-        tensors = list(args)
-        key: _Key = tuple((t.shape, t.dtype) for t in tensors)
-        if key in self._compiled:
-            return
-        while len(self._compiled) >= _MAX_SHAPES:
-            del self._compiled[next(iter(self._compiled))]
-        self._try(key, tensors)
-        if key in self.refused:
-            raise TargetError(f"oneDNN Graph cannot run this model: {self.refused[key]}", hint="use the packed modules alone")
-
-    def _try(self, key: _Key, tensors: list[Tensor]) -> None:
-        reason = onednn_graph_missing() or _unsuited(self.graph, tensors)
-        if reason is None:
-            try:
-                run = _compile(self.graph, tensors)
-                reason = _disagreement(run(*tensors), self._reference(tensors))
-            except (RuntimeError, IndexError) as error:  # what oneDNN Graph and the tracer raise for what they cannot do
-                reason = str(error).strip().splitlines()[-1][:200]
-        if reason is not None:
-            self.refused[key] = reason
-            return
-        self._compiled[key] = run
-        self._versions = self._version_sum()
-
-    @torch.no_grad()
-    def _reference(self, tensors: list[Tensor]) -> Any:
-        return self.graph(*tensors)
-
-    def _version_sum(self) -> int:
-        return sum(0 if t.is_inference() else t._version for t in self._tensors)
-
-    def _forget(self) -> None:
-        self._compiled, self._seen, self.refused = {}, [], {}
-        self._tensors = [*self.graph.parameters(), *self.graph.buffers()]
-        self._versions = 0
-
-    def _apply(self, *args: Any, **kwargs: Any) -> OneDnnGraph:
-        super()._apply(*args, **kwargs)
-        self._forget()
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._forget()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compiled": {}, "_seen": [], "refused": {}, "_tensors": [], "_versions": 0}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._forget()
+    def _disagreement(self, run: Callable[..., Any], tensors: list[Tensor]) -> str | None:
+        return _disagreement(run(*tensors), self._reference(tensors))
 
 
 class _FriendlyForms(TorchFunctionMode):
@@ -208,10 +126,6 @@ def _compile(graph: nn.Module, tensors: list[Tensor]) -> Callable[..., Any]:
             return pytree.tree_unflatten(compiled(*[a.contiguous() for a in args]), tree)
 
     return run
-
-
-def _plain(t: Tensor) -> bool:
-    return type(t) is Tensor and t.is_cpu and t.layout is torch.strided and t.numel() > 0
 
 
 def _unsuited(graph: nn.Module, tensors: list[Tensor]) -> str | None:

@@ -12,11 +12,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxcompress.errors import ModeError
 from fxcompress.ir.activation import Activation
 
-__all__ = ["CpuKernels", "PostOp", "find_operator", "kernels", "ordinary_mode", "post_op", "refuse_gradients", "runs_native"]
+__all__ = [
+    "CpuKernels",
+    "PostOp",
+    "Recording",
+    "find_operator",
+    "kernels",
+    "ordinary_mode",
+    "post_op",
+    "recording",
+    "refuse_gradients",
+    "runs_native",
+]
 
 # name -> the schema, as torch prints it
 _SCHEMAS = {
@@ -122,13 +134,22 @@ def post_op(activation: Activation | None) -> PostOp | None:
     return PostOp(attr, tuple(float(a) for a in activation.args))
 
 
+class Recording(TorchDispatchMode):
+    """A mode that takes down which kernels are called, and with what."""
+
+
+def recording() -> bool:
+    """Whether a :class:`Recording`, and no other mode, sees the operations now."""
+    return torch._C._len_torch_dispatch_stack() == 1 and isinstance(torch._C._get_dispatch_stack_at(0), Recording)
+
+
 def ordinary_mode() -> bool:
     """Whether operations run plainly now: no autocast, no tracing or compiling, no ``torch.func`` transform, and no dispatch
-    mode that wants to see ordinary operations (fake tensors, flop counters)."""
+    mode that wants to see ordinary operations (fake tensors, flop counters); a :class:`Recording` wants to see the kernels."""
     return (
         not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
+        and (torch._C._len_torch_dispatch_stack() == 0 or recording())
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None
     )

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxcompress.targets.cpu_kernels import ordinary_mode
+from fxcompress.targets.cpu_kernels import ordinary_mode, recording
 
 __all__ = ["Bridge", "as_plain", "as_quantized", "bridge", "plain_uint8"]
 
@@ -54,13 +54,19 @@ class Bridge:
 
 
 def as_quantized(q: Tensor, scale: float, zero_point: int) -> Tensor:
-    """The memory of a uint8 tensor as a quantized tensor. Few microseconds; only where :func:`bridge` gives kernels."""
+    """The memory of a uint8 tensor as a quantized tensor. Few microseconds; only where :func:`bridge` gives kernels.
+
+    A copy while calls are recorded: a recording has tensors, and no memory."""
+    if recording():
+        return torch._make_per_tensor_quantized_tensor(q, scale, zero_point)
     found = torch._empty_affine_quantized([0], scale=scale, zero_point=zero_point, dtype=torch.quint8)
     return found.set_(q.untyped_storage(), q.storage_offset(), q.shape, q.stride())
 
 
 def as_plain(q: Tensor) -> Tensor:
-    """The memory of a quantized tensor as a uint8 tensor."""
+    """The memory of a quantized tensor as a uint8 tensor; a copy while calls are recorded."""
+    if recording():
+        return q.int_repr()
     found = torch.empty(0, dtype=torch.uint8)
     return found.set_(q.untyped_storage(), q.storage_offset(), q.shape, q.stride())
 
