@@ -57,6 +57,8 @@ def conv_plan(weight: Tensor, shape: Sequence[int], geometry: ConvGeometry, acti
         return _line_plan(conv_plan(weight.unsqueeze(2), (*shape[:2], 1, *shape[2:]), geometry.as_2d(), activation, overwrite))
     found, post = kernels(), post_op(activation)
     conv, add, add_ = found.conv, found.conv_binary, found.conv_binary_
+    if weight.shape[0] == 1:  # torch 2.11 raises
+        add = None
     numbers = (list(geometry.padding), list(geometry.stride), list(geometry.dilation), geometry.groups)
     packed = found.reorder_conv(weight.contiguous(), *numbers, list(shape))
     plain: tuple[object, ...] = (*numbers, "none", [], "")
