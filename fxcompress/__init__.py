@@ -14,6 +14,8 @@ from fxcompress import errors
 
 if TYPE_CHECKING:
     from fxcompress.api import compress, plan, prune, quantize, trace
+    from fxcompress.api.comparing import diff, snapshot
+    from fxcompress.api.explaining import explain
     from fxcompress.ir.inputs import Inputs
     from fxcompress.pipeline import Pass, PassContext, PassResult, Pipeline, Property, Remark, RulePass, Semantics
     from fxcompress.pruning.criteria import Criterion, Scoring
@@ -48,11 +50,14 @@ _HOMES = {
     "Scoring": "fxcompress.pruning.criteria",
     "Semantics": "fxcompress.pipeline",
     "compress": "fxcompress.api",
+    "diff": "fxcompress.api.comparing",
+    "explain": "fxcompress.api.explaining",
     "load": "fxcompress.result",
     "plan": "fxcompress.api",
     "prune": "fxcompress.api",
     "quantize": "fxcompress.api",
     "save": "fxcompress.storage",
+    "snapshot": "fxcompress.api.comparing",
     "trace": "fxcompress.api",
 }
 
@@ -76,12 +81,15 @@ __all__ = [
     "Scoring",
     "Semantics",
     "compress",
+    "diff",
     "errors",
+    "explain",
     "load",
     "plan",
     "prune",
     "quantize",
     "save",
+    "snapshot",
     "trace",
 ]
 

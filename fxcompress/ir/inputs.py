@@ -64,8 +64,7 @@ class Inputs:
         Raises:
             InputError: the graph does not take these arguments.
         """
-        nodes = [node for node in graph.nodes if node.op == "placeholder"]
-        signature = inspect.Signature([_parameter(node) for node in nodes])
+        nodes, signature = placeholders(graph), signature_of(graph)
         try:
             bound = signature.bind(*self.args, **self.kwargs)
         except TypeError as error:
@@ -83,6 +82,15 @@ class Inputs:
     def clone(self) -> Inputs:
         """A copy that an in-place first operation of the model cannot spoil."""
         return self.map_tensors(torch.clone)
+
+
+def placeholders(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.op == "placeholder"]
+
+
+def signature_of(graph: fx.Graph) -> inspect.Signature:
+    """The arguments that ``graph`` takes, without annotations."""
+    return inspect.Signature([_parameter(node) for node in placeholders(graph)])
 
 
 def _parameter(node: fx.Node) -> inspect.Parameter:

@@ -25,13 +25,15 @@ def to_plain(value: Any, *, sparse: bool = False) -> Any:
         sparse: leave out the fields that have their default.
 
     Raises:
-        TypeError: it holds something else than dataclasses, tuples, numbers, texts and None.
+        TypeError: it holds something else than dataclasses, tuples, lists, dicts, numbers, texts and None.
     """
     if dataclasses.is_dataclass(value):
         fields = [f for f in dataclasses.fields(value) if not (sparse and getattr(value, f.name) == f.default)]
         return {f.name.rstrip("_"): to_plain(getattr(value, f.name), sparse=sparse) for f in fields}
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return [to_plain(item, sparse=sparse) for item in value]
+    if isinstance(value, dict):
+        return {str(key): to_plain(item, sparse=sparse) for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -40,7 +42,7 @@ def to_plain(value: Any, *, sparse: bool = False) -> Any:
 
 
 def from_plain(data: Any, kind: Any, where: str, fail: Fail) -> Any:
-    """``data`` as ``kind``: a dataclass, tuple[x, ...], tuple[x, y], a union of such, int, float, bool or str.
+    """``data`` as ``kind``: a dataclass, tuple[x, ...], tuple[x, y], a union of such, int, float, bool, str, or Any for it as it is.
 
     Args:
         where: what the data is called in a message.
@@ -49,7 +51,7 @@ def from_plain(data: Any, kind: Any, where: str, fail: Fail) -> Any:
     Raises:
         ArchiveError: (made by ``fail``) the data has another form.
     """
-    if type(data) is kind:
+    if type(data) is kind or kind is Any:
         return data
     origin = typing.get_origin(kind)
     if dataclasses.is_dataclass(kind):

@@ -30,14 +30,15 @@ def _node_view(node: Node, shapes: Shapes | None) -> NodeView:
     from_ = provenance(node) if PROVENANCE in node.meta else ()
     value = shapes.value(node) if shapes is not None else None
     inputs = tuple(source.name for source in node.all_input_nodes)
-    return NodeView(node.name, _title(node), _kind(node), _detail(node), _shape(value), inputs, from_, source_line(node))
+    return NodeView(node.name, _title(node), node_kind(node), _detail(node), _shape(value), inputs, from_, source_line(node))
 
 
 def _title(node: Node) -> str:
     return str(node.target) if node.op in ("call_module", "get_attr", "placeholder") else node.name
 
 
-def _kind(node: Node) -> str:
+def node_kind(node: Node) -> str:
+    """The operation as reports name it: "conv", "relu", "conv+add+relu" for a conv that carries a residual and an activation."""
     if node.op in ("placeholder", "output", "get_attr"):
         return {"placeholder": "input", "output": "output", "get_attr": "constant"}[node.op]
     layer = module_of(node)

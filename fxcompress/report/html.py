@@ -1,20 +1,11 @@
-"""A report as one self-contained HTML page: no network, no foreign code, everything from the model escaped.
-
-The page's own style and script are allowed by their hashes in a content security policy, so even a text that slipped
-through the escaping could not run.
-"""
+"""A report as one self-contained HTML page: no network, no foreign code, everything from the model escaped."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html as markup
-import json
-from collections.abc import Sequence
-from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fxcompress.report import quant_rows, rows, units
+from fxcompress.report.markup import asset, document, section, table, text, tiles
 
 if TYPE_CHECKING:
     from fxcompress.report.model import GraphPair, GraphView, Quantized, Report
@@ -25,97 +16,55 @@ MAX_DRAWN = 3000
 
 def page(report: Report) -> str:
     """The whole page."""
-    style, script = _asset("page.css"), _asset("page.js")
-    policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
-    title = _text(report.title or report.model)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title} - fxcompress</title>
-<style>{style}</style>
-</head>
-<body>
-<a class="skip" href="#graphs">Skip to the graphs</a>
-<header><h1>{title}</h1>{_facts(report)}{_tiles(report)}</header>
-<main>{_sections(report)}</main>
-<script type="application/json" id="data">{_data(report)}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
+    title = report.title or report.model
+    body = f"""<a class="skip" href="#graphs">Skip to the graphs</a>
+<header><h1>{text(title)}</h1>{_facts(report)}{_tiles(report)}</header>
+<main>{_sections(report)}</main>"""
+    return document(title, body, _data(report), style=asset("page.css"), script=asset("page_parts.js", "page.js"))
 
 
 def fragment(report: Report) -> str:
     """A short table for notebooks: costs before and after."""
-    return f"<div><b>{_text(report.title or report.model)}</b>{_table(rows.COST_HEAD, rows.cost_rows(report), 'Before and after')}</div>"
-
-
-def _text(text: str) -> str:
-    """Text from the model, in one line without control characters, with nothing left that is markup."""
-    return markup.escape(units.printable(text))
-
-
-def _asset(name: str) -> str:
-    return files("fxcompress.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"<div><b>{text(report.title or report.model)}</b>{table(rows.COST_HEAD, rows.cost_rows(report), 'Before and after')}</div>"
 
 
 def _facts(report: Report) -> str:
-    return "<ul class='facts'>" + "".join(f"<li>{_text(line)}</li>" for line in rows.fact_lines(report)) + "</ul>"
+    return "<ul class='facts'>" + "".join(f"<li>{text(line)}</li>" for line in rows.fact_lines(report)) + "</ul>"
 
 
 def _tiles(report: Report) -> str:
     """The four numbers that most readers came for."""
     old, new = report.before, report.after
-    tiles: list[tuple[str, str, str]] = []
+    cells: list[tuple[str, str, str]] = []
     if new.latency_ms is not None:
         speed = rows.verdict(report) or units.milliseconds(new.latency_ms)
-        tiles.append(("latency", speed, f"{units.milliseconds(old.latency_ms)} to {units.milliseconds(new.latency_ms)}"))
+        cells.append(("latency", speed, f"{units.milliseconds(old.latency_ms)} to {units.milliseconds(new.latency_ms)}"))
     for name, before, after, unit in (
         ("multiply-adds", old.macs, new.macs, units.count),
         ("weights", old.weight_bytes, new.weight_bytes, units.size),
     ):
-        tiles.append((name, unit(after), units.ratio(before, after)))
+        cells.append((name, unit(after), units.ratio(before, after)))
     if report.accuracy is not None:
-        tiles.append(("numbers", f"SQNR {units.decibel(report.accuracy.sqnr_db)}", f"largest error {units.small(report.accuracy.max_abs)}"))
-    cells = (f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd><dd class='small'>{_text(note)}</dd></div>" for name, value, note in tiles)
-    return f"<dl class='tiles'>{''.join(cells)}</dl>"
+        cells.append(("numbers", f"SQNR {units.decibel(report.accuracy.sqnr_db)}", f"largest error {units.small(report.accuracy.max_abs)}"))
+    return tiles(cells)
 
 
 def _sections(report: Report) -> str:
     beside = ""
     if report.race:
-        beside += _section("race", "Race of the targets", _bars(report) + _table(rows.RACE_HEAD, rows.race_rows(report), "Race"))
+        beside += section("race", "Race of the targets", _bars(report) + table(rows.RACE_HEAD, rows.race_rows(report), "Race"))
     if report.passes:
-        beside += _section("passes", "Passes", _table(rows.PASS_HEAD, rows.pass_rows(report), "Passes"))
-    cost = _section("cost", "Before and after", _table(rows.COST_HEAD, rows.cost_rows(report), "Before and after"))
+        beside += section("passes", "Passes", table(rows.PASS_HEAD, rows.pass_rows(report), "Passes"))
+    cost = section("cost", "Before and after", table(rows.COST_HEAD, rows.cost_rows(report), "Before and after"))
     top = f"<div class='columns'>{cost}<div>{beside}</div></div>"
     if report.pruned:
-        top += _section("channels", "Channels", _table(rows.PRUNED_HEAD, rows.pruned_rows(report), "Channels"))
+        top += section("channels", "Channels", table(rows.PRUNED_HEAD, rows.pruned_rows(report), "Channels"))
     if report.quantized is not None:
-        top += _section("quantized", "Quantization", _quantized(report.quantized))
+        top += section("quantized", "Quantization", _quantized(report.quantized))
     if report.missed:
-        top += _section("missed", "Not rewritten", _missed(report))
+        top += section("missed", "Not rewritten", _missed(report))
     graphs = "".join(_graphs(pair, place) for place, pair in enumerate(report.graphs))
     return top + (f"<section id='graphs'>{graphs}</section>" if graphs else "<div id='graphs'></div>")
-
-
-def _section(name: str, title: str, body: str) -> str:
-    return f"<section id='{name}'><h2>{title}</h2>{body}</section>"
-
-
-def _table(head: rows.Row, body: Sequence[rows.Row], label: str) -> str:
-    top = "".join(f"<th scope='col'>{_text(cell)}</th>" if cell else "<td></td>" for cell in head)
-    lines = ("<th scope='row'>" + _text(row[0]) + "</th>" + "".join(f"<td>{_text(cell)}</td>" for cell in row[1:]) for row in body)
-    inner = f"<thead><tr>{top}</tr></thead><tbody>{''.join(f'<tr>{line}</tr>' for line in lines)}</tbody>"
-    return f"<div class='scroll'><table aria-label='{_text(label)}'>{inner}</table></div>"
 
 
 def _bars(report: Report) -> str:
@@ -128,18 +77,18 @@ def _bars(report: Report) -> str:
     for place, c in enumerate(ran):
         length, y = 340 * (c.latency_ms or 0.0) / longest, 26 * place
         lines.append(
-            f"<g class='{'kept' if c.kept else 'lost'}'><text class='who' x='112' y='{y + 16}'>{_text(units.clip(c.target, 16))}</text>"
+            f"<g class='{'kept' if c.kept else 'lost'}'><text class='who' x='112' y='{y + 16}'>{text(units.clip(c.target, 16))}</text>"
             f"<rect x='120' y='{y + 3}' width='{length:.1f}' height='18' rx='3'/>"
-            f"<text x='{126 + length:.1f}' y='{y + 16}'>{_text(units.milliseconds(c.latency_ms))}</text></g>"
+            f"<text x='{126 + length:.1f}' y='{y + 16}'>{text(units.milliseconds(c.latency_ms))}</text></g>"
         )
-    label = _text("Latency of " + ", ".join(f"{c.target} {units.milliseconds(c.latency_ms)}" for c in ran))
+    label = text("Latency of " + ", ".join(f"{c.target} {units.milliseconds(c.latency_ms)}" for c in ran))
     return f"<svg class='bars' viewBox='0 0 540 {26 * len(ran)}' role='img' aria-label='{label}'>{''.join(lines)}</svg>"
 
 
 def _quantized(quantized: Quantized) -> str:
-    facts = "".join(f"<li>{_text(line)}</li>" for line in quant_rows.fact_lines(quantized))
-    tables = [_table(head, body, "Quantization") for head, body, _ in quant_rows.tables(quantized, limit=MAX_DRAWN)]
-    nodes = _table(quant_rows.NODE_HEAD, quant_rows.node_rows(quantized), "Every node") if quantized.lines else ""
+    facts = "".join(f"<li>{text(line)}</li>" for line in quant_rows.fact_lines(quantized))
+    tables = [table(head, body, "Quantization") for head, body, _ in quant_rows.tables(quantized, limit=MAX_DRAWN)]
+    nodes = table(quant_rows.NODE_HEAD, quant_rows.node_rows(quantized), "Every node") if quantized.lines else ""
     every = f"<details><summary><b>{len(quantized.lines)}</b> nodes, one by one</summary>{nodes}</details>" if nodes else ""
     return f"<ul class='facts'>{facts}</ul>{''.join(tables)}{every}"
 
@@ -149,15 +98,15 @@ def _missed(report: Report) -> str:
     items = []
     for group in groups:
         lines = "".join(
-            f"<li><code>{_text(m.node)}</code> {_text(m.why)}<span class='small'> {_text(units.place(m.source))}</span></li>"
+            f"<li><code>{text(m.node)}</code> {text(m.why)}<span class='small'> {text(units.place(m.source))}</span></li>"
             for m in group.lines
         )
-        items.append(f"<details><summary><b>{len(group.lines)}</b> {_text(group.reason)}</summary><ul>{lines}</ul></details>")
+        items.append(f"<details><summary><b>{len(group.lines)}</b> {text(group.reason)}</summary><ul>{lines}</ul></details>")
     return "".join(items)
 
 
 def _graphs(pair: GraphPair, place: int) -> str:
-    title = f"Graph of {_text(pair.part)}" if pair.part else "Graph"
+    title = f"Graph of {text(pair.part)}" if pair.part else "Graph"
     panels = _panel(pair.before, f"{place}-before", "before") + _panel(pair.after, f"{place}-after", "after")
     return f"""<h2>{title}</h2>
 <div class="graph" data-pair="{place}">{panels}
@@ -180,9 +129,9 @@ def _panel(graph: GraphView, prefix: str, name: str) -> str:
 <div class="canvas" tabindex="0" role="region" aria-label="graph {name}">{svg(graph, f"graph {name}", prefix)}</div></div>"""
 
 
-def _data(report: Report) -> str:
-    """What the script needs of the nodes, as JSON that cannot end the script element."""
-    graphs = {
+def _data(report: Report) -> dict[str, list[dict[str, Any]]]:
+    """What the script needs of the nodes."""
+    return {
         f"{place}-{name}": [
             {
                 "name": n.name,
@@ -200,5 +149,3 @@ def _data(report: Report) -> str:
         for name, view in (("before", pair.before), ("after", pair.after))
         if len(view.nodes) <= MAX_DRAWN
     }
-    text = json.dumps(graphs, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -9,6 +9,7 @@ least squares under the order, which the pool-adjacent-violators algorithm solve
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -44,20 +45,28 @@ class Drawing:
 
 def layout(graph: GraphView) -> Drawing:
     """Place all nodes; inputs that are not nodes of the graph are left out."""
-    known = {node.id for node in graph.nodes}
-    inputs = {node.id: [i for i in dict.fromkeys(node.inputs) if i in known and i != node.id] for node in graph.nodes}
-    level = _levels(graph.nodes, inputs)
+    inputs = inputs_of(graph.nodes)
+    level = levels(graph.nodes, inputs)
+    return _drawing(inputs, level, across_layers(inputs, level))
+
+
+def inputs_of(nodes: Sequence[NodeView]) -> dict[str, list[str]]:
+    """What each node reads, once each, without what is not among the nodes."""
+    known = {node.id for node in nodes}
+    return {node.id: [i for i in dict.fromkeys(node.inputs) if i in known and i != node.id] for node in nodes}
+
+
+def across_layers(inputs: dict[str, list[str]], level: dict[str, int]) -> dict[Item, float]:
+    """The x of every item under given levels; every node must stand below all that it reads."""
     layers, up = _items(inputs, level)
     down: dict[Item, list[Item]] = defaultdict(list)
     for item, above in up.items():
         for other in above:
             down[other].append(item)
-    layers = _order(layers, up, down)
-    across = _coordinates(layers, up, down, level)
-    return _drawing(inputs, level, across)
+    return _coordinates(_order(layers, up, down), up, down, level)
 
 
-def _levels(nodes: tuple[NodeView, ...], inputs: dict[str, list[str]]) -> dict[str, int]:
+def levels(nodes: Sequence[NodeView], inputs: dict[str, list[str]]) -> dict[str, int]:
     """Longest path from the inputs; constants, and what is made of constants only, stand right above their first reader."""
     level: dict[str, int] = {}
     readers: dict[str, list[str]] = defaultdict(list)

@@ -1,4 +1,3 @@
-"use strict";
 // The drawings are complete without this script; it adds choosing, finding and zooming. Texts from the model only ever
 // become text nodes.
 (() => {
@@ -110,10 +109,6 @@
 
     // -- events
     listen() {
-      this.svg.addEventListener("click", (event) => {
-        const i = this.at(event.target);
-        if (i >= 0 && !this.dragged) this.choose(i);
-      });
       for (const [type, on] of [["mouseover", true], ["mouseout", false]]) {
         this.svg.addEventListener(type, (event) => {
           const i = this.at(event.target);
@@ -122,13 +117,12 @@
         });
       }
       this.canvas.addEventListener("keydown", (event) => this.key_(event));
-      this.canvas.addEventListener("wheel", (event) => {
-        if (!event.ctrlKey && !event.metaKey) return;
-        event.preventDefault();
-        const view = this.canvas.getBoundingClientRect();
-        this.zoom(this.scale * Math.exp(-event.deltaY / 300), event.clientX - view.left, event.clientY - view.top);
-      }, { passive: false });
-      this.canvas.addEventListener("pointerdown", (event) => this.drag(event));
+      wheelZooms(this.canvas, (factor, x, y) => this.zoom(this.scale * factor, x, y));
+      const dragged = grabbable(this.canvas);
+      this.svg.addEventListener("click", (event) => {
+        const i = this.at(event.target);
+        if (i >= 0 && !dragged()) this.choose(i);
+      });
       for (const button of this.root.querySelectorAll("[data-zoom]")) {
         button.addEventListener("click", () => this.step(button.dataset.zoom));
       }
@@ -168,34 +162,6 @@
       const next = { ArrowUp: this.sources[i][0], ArrowDown: this.readers[i][0], ArrowLeft: i - 1, ArrowRight: i + 1 }[key];
       if (next !== undefined && next >= 0 && next < this.nodes.length) this.choose(next);
     }
-
-    drag(event) {
-      if (event.button !== 0 || event.pointerType === "touch") return;
-      const start = { x: event.clientX, y: event.clientY, left: this.canvas.scrollLeft, top: this.canvas.scrollTop };
-      this.dragged = false;
-      const move = (now) => {
-        const dx = now.clientX - start.x, dy = now.clientY - start.y;
-        if (!this.dragged && Math.hypot(dx, dy) < 5) return;
-        this.dragged = true;
-        this.canvas.classList.add("dragging");
-        this.canvas.scrollLeft = start.left - dx;
-        this.canvas.scrollTop = start.top - dy;
-      };
-      const end = () => {
-        window.removeEventListener("pointermove", move);
-        this.canvas.classList.remove("dragging");
-      };
-      window.addEventListener("pointermove", move);
-      window.addEventListener("pointerup", end, { once: true });
-      window.addEventListener("pointercancel", end, { once: true });
-    }
-  }
-
-  function element(tag, text, kind) {
-    const made = document.createElement(tag);
-    if (text !== undefined) made.textContent = text;
-    if (kind) made.className = kind;
-    return made;
   }
 
   function describe(panel, i, relatives) {

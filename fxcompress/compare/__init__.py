@@ -1,0 +1,1 @@
+"""Snapshots of graphs, and what differs between two of them."""
