@@ -1,4 +1,4 @@
-"""The command line: ``fxcompress compress | plan | apply | passes | bench | minify``.
+"""The command line: ``fxcompress compress | plan | apply | passes | bench | minify | snapshot | diff | check | explain``.
 
 Only the standard library is imported here, so that ``--help`` and a wrong argument answer at once.
 """
@@ -6,16 +6,22 @@ Only the standard library is imported here, so that ``--help`` and a wrong argum
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 _SPEC = "torchvision:NAME, timm:NAME, package.module:factory, or a file saved by fxcompress"
+_HOMES = {"check": "checking", "diff": "comparing", "explain": "comparing", "snapshot": "comparing"}  # the others: "commands"
+_INPUT = "1x3x224x224, 1x16:int64 or [3x320x320]; once per argument of forward"
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 _BAKE = "accept weight norm and other parametrizations, with their present value"
 _PRUNE = 'remove channels first: the share of them (0.5), options of prune-select ("macs=-40%%,criterion=l1"), or a plan file'
 _CALIBRATION = "typical inputs for --int8 or --prune: package.module:loader, a list of batches, a DataLoader, or a function that gives one"
+_FORMATS = ("text", "md", "json", "junit", "html", "github")
+_DATA = "inputs for the numeric fingerprints instead of seeded ones: package.module:loader, as for calibration"
 _TARGETS = "auto, none, or the name of one: cpu, openvino, onnxruntime"
 
 
@@ -84,13 +90,89 @@ def parser() -> argparse.ArgumentParser:
     minify.add_argument(
         "--out", type=Path, metavar="FOLDER", default=Path("fxcompress-minified"), help="where to write (default: fxcompress-minified)"
     )
+    _comparing_commands(commands)
     return top
 
 
-def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, example: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"example: {example}", allow_abbrev=False
+def _comparing_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    taken = _command(
+        commands,
+        "snapshot",
+        "write what a graph is, without its weights, for a later diff",
+        "fxcompress snapshot torchvision:resnet18 --input 1x3x224x224 -o resnet18.fxs",
     )
+    _model_arguments(taken)
+    taken.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="write to this file (default: print); the usual end of its name is .fxs"
+    )
+    taken.add_argument("--pipeline", metavar="TEXT", help='passes that the model goes through first; "default" for those of compress')
+    taken.add_argument("--data", metavar="SPEC", help=_DATA)
+    taken.add_argument("--no-numbers", action="store_true", help="do not run the model: no numeric fingerprints")
+    taken.add_argument("--bake", action="store_true", help=_BAKE)
+
+    diff = _command(
+        commands,
+        "diff",
+        "show what differs between two versions of a network",
+        "fxcompress diff resnet18.fxs my.models:net --input 1x3x224x224",
+    )
+    for name in ("base", "head"):
+        diff.add_argument(name, metavar=name.upper(), help=f"a snapshot, or a model: {_SPEC}")
+    _loading_arguments(diff, "for BASE or HEAD that is a model: ")
+    diff.add_argument("--latency", action="store_true", help="time both, interleaved; needs two models")
+    diff.add_argument("--no-numbers", action="store_true", help="do not run models: no comparison of their outputs")
+    diff.add_argument("--bake", action="store_true", help=_BAKE)
+    _form_arguments(diff)
+
+    _check_arguments(
+        _command(
+            commands,
+            "check",
+            "hold the models of pyproject.toml to their baselines and budgets",
+            "fxcompress check --update writes the baselines, fxcompress check compares with them",
+            "Exit status 0: all gates hold, 1: one is violated or a baseline is missing, 2: a model could not be checked. No baseline is "
+            "written without --update, and in continuous integration not without --allow-ci.",
+        )
+    )
+
+    explain = _command(
+        commands,
+        "explain",
+        "show the graph's difference after each pass of a pipeline",
+        "fxcompress explain torchvision:resnet18 --input 1x3x224x224 --html passes.html",
+    )
+    _model_arguments(explain)
+    explain.add_argument("--pipeline", metavar="TEXT", help="passes to run (default: those of compress)")
+    explain.add_argument("--html", type=Path, metavar="FILE", help="write a page that steps through the passes")
+    explain.add_argument("--calibration", metavar="SPEC", help="typical inputs for passes that need some: package.module:loader")
+    explain.add_argument("--no-numbers", action="store_true", help="do not compare the values of the nodes")
+    explain.add_argument("--no-verify", action="store_true", help="do not compare the outputs after every pass")
+    explain.add_argument("--bake", action="store_true", help=_BAKE)
+
+
+def _check_arguments(check: argparse.ArgumentParser) -> None:
+    check.add_argument("--update", action="store_true", help="write the baselines that are missing or differ; look at them and commit them")
+    check.add_argument("--allow-ci", action="store_true", help="with --update: write baselines even where CI is set")
+    check.add_argument("--only", action="append", default=[], metavar="NAME", help="check this model only; may be repeated")
+    check.add_argument("--config", type=Path, metavar="FILE", help="with [tool.fxcompress] (default: the nearest pyproject.toml)")
+    check.add_argument("--html", type=Path, metavar="FILE", help="write a page with both graphs side by side, too")
+    check.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML, too")
+    check.add_argument("--threads", type=_count, metavar="N", help="threads of torch")
+    _form_arguments(check)
+
+
+def _form_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--format", choices=_FORMATS, help="of what is printed or written (default: by the name of FILE, else text)")
+    command.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="write to this file; .txt, .md, .json, .xml or .html decides its form"
+    )
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, example: str, more: str = ""
+) -> argparse.ArgumentParser:
+    description = f"{text[0].upper()}{text[1:]}. {more}".strip()
+    return commands.add_parser(name, help=text, description=description, epilog=f"example: {example}", allow_abbrev=False)
 
 
 def _plan_arguments(plan: argparse.ArgumentParser) -> None:
@@ -111,11 +193,19 @@ def _model_arguments(command: argparse.ArgumentParser, *, inputs_needed: bool = 
         action="append",
         required=inputs_needed,
         metavar="SIZE",
-        help="1x3x224x224, 1x16:int64 or [3x320x320]; once per argument of forward"
-        + ("" if inputs_needed else " (default: those of the plan)"),
+        help=_INPUT + ("" if inputs_needed else " (default: those of the plan)"),
     )
-    command.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the model and its inputs (default: float32)")
     command.add_argument("--weights", type=Path, metavar="FILE", help="state_dict to load: torch.save or safetensors")
+    _rest_of_model_arguments(command)
+
+
+def _loading_arguments(command: argparse.ArgumentParser, when: str) -> None:
+    command.add_argument("--input", action="append", metavar="SIZE", help=when + _INPUT)
+    _rest_of_model_arguments(command)
+
+
+def _rest_of_model_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the model and its inputs (default: float32)")
     command.add_argument("--pretrained", action="store_true", help="let torchvision or timm fetch trained weights")
     command.add_argument("--threads", type=_count, metavar="N", help="threads of torch")
 
@@ -137,7 +227,7 @@ def _positive(text: str) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 2 for the user's mistakes, 130 for Ctrl-C."""
+    """Run one command; returns the exit status: 0, 1 when ``check`` found a violated gate, 2 for mistakes and failures, 130 for Ctrl-C."""
     options = parser().parse_args(arguments)
     try:
         return _run(options)
@@ -146,21 +236,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 2 if options.command == "check" else 0  # nobody may take a result for green that was not told
 
 
 def _run(options: argparse.Namespace) -> int:
-    from fxcompress.cli import commands
     from fxcompress.errors import FxCompressError
 
     try:
-        getattr(commands, options.command)(options)
+        home = importlib.import_module(f"fxcompress.cli.{_HOMES.get(options.command, 'commands')}")
+        status: int | None = getattr(home, options.command)(options)
         sys.stdout.flush()
     except FxCompressError as error:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
         print(f"fxcompress: {error}{notes}", file=sys.stderr)
         return 2
-    return 0
+    except BrokenPipeError:
+        raise
+    except (Exception, SystemExit):  # of the user's own code, or a bug; 1 is for violated gates only
+        traceback.print_exc()
+        return 2
+    return status or 0
 
 
 if __name__ == "__main__":

@@ -17,12 +17,13 @@ ROUND_TO = 8  # where neither the user nor the target says otherwise
 
 _AMOUNT = re.compile(r"(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?P<unit>[A-Za-zµ%]*)")
 _METRIC = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-_UNITS: dict[str, dict[str, float]] = {
+UNITS: dict[str, dict[str, float]] = {
     "macs": {**_METRIC, **{f"{prefix}mac{s}": size for prefix, size in _METRIC.items() for s in ("", "s")}},
     "params": {**_METRIC, "b": 1e9},
     "bytes": {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30},
     "latency": {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9},
 }
+"""Size of every unit, by its name in lower case: in MACs, parameters, bytes or seconds."""
 _EXAMPLES = {
     "macs": '"-40%", "1.2 G" or 1.2e9',
     "params": '"-40%", "3.5 M" or 3.5e6',
@@ -93,9 +94,9 @@ def _limit(what: str, asked: str | float) -> Limit:
             hint = f'write what is taken away: "-{100 - left:g}%" leaves {left:g}% of the unpruned network'
             raise InputError(f"Budget({what}={asked!r}) is not a reduction", hint=hint)
         return Limit(what, cut=-number / 100)
-    if unit.lower() not in _UNITS[what] or not math.isfinite(number) or number <= 0:
+    if unit.lower() not in UNITS[what] or not math.isfinite(number) or number <= 0:
         raise wrong
-    return Limit(what, value=number * _UNITS[what][unit.lower()])
+    return Limit(what, value=number * UNITS[what][unit.lower()])
 
 
 @dataclass(frozen=True)
