@@ -150,6 +150,8 @@ def engines() -> dict[str, Any]:
         "openvino-mixed": partial(peers.openvino, preset="MIXED"),
         "openvino-bias": partial(peers.openvino, preset="MIXED", fast_bias=False),
         "int8": int8(),
+        "int8-plain": int8(observer="histogram", bias_correction="none"),
+        "int8-histogram": int8(observer="histogram"),
         "int8-min-max": int8(observer="min-max"),
         "int8-percentile": int8(observer="percentile"),
         "int8-entropy": int8(observer="entropy"),

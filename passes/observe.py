@@ -25,7 +25,7 @@ from fxcompress.quant.roles import Role, main_operand
 from fxcompress.targets.int8_speed import Int8Speed
 from fxcompress.targets.latency_cache import cache_path
 
-ObserverName = Literal["min-max", "moving-average", "percentile", "histogram", "entropy"]
+ObserverName = Literal["min-max", "moving-average", "percentile", "histogram", "sqnr", "entropy"]
 WeightObserverName = Literal["min-max", "mse"]
 Speed = Literal["table", "measure", "none"]
 
@@ -51,7 +51,7 @@ class Observe(Pass):
     forbids: ClassVar[frozenset[Property]] = frozenset({Property.OBSERVED, Property.LOWERED})
     bits: int = 8
     weight_bits: int = 8
-    observer: ObserverName = "histogram"
+    observer: ObserverName = "sqnr"
     weight_observer: WeightObserverName = "min-max"
     ignore: tuple[str, ...] = ()
     only: tuple[str, ...] = ()

@@ -17,6 +17,7 @@ from fxcompress.passes.scale_ranges import as_dtype_of
 from fxcompress.passes.weights import channel_axis
 from fxcompress.pipeline import PassContext, PassResult, Remark
 from fxcompress.pruning.lockstep import Runner
+from fxcompress.quant.batches import inputs_in
 from fxcompress.quant.float_form import float_form, quantized_layers
 
 
@@ -29,6 +30,12 @@ def calibration_data(name: str, ctx: PassContext) -> list[Inputs]:
     if not ctx.calibration.batches:
         raise InputError(f"{name} needs calibration data", hint="pass calibration=...: batches of typical inputs")
     return [as_dtype_of(batch, ctx.inputs) for batch in ctx.calibration.batches]
+
+
+def few(batches: Sequence[Inputs], enough: int) -> tuple[Inputs, ...]:
+    """Whole batches with ``enough`` inputs, or all that there are; evenly spaced, since data may be sorted."""
+    wanted = -(-enough // inputs_in(batches[0])) if batches else 1
+    return tuple(batches[:: max(1, len(batches) // wanted)][:wanted])
 
 
 def layers_called_once(module: GraphModule) -> tuple[Node, ...]:

@@ -144,3 +144,23 @@ def test_needs_data_and_a_quantized_graph(net: Net) -> None:
         run_pass(CorrectBias(), quantized(net), [], TRAIN[0])
     with pytest.raises(OrderError, match="QUANTIZED"):
         Pipeline.parse("functionalize,correct-bias")
+
+
+def test_analytic_looks_at_a_few_inputs_from_everywhere(net: Net) -> None:
+    fake = quantized(net)
+    data = [torch.full((2, 3, 9, 9), float(k)) for k in range(8)]
+    few = run_pass(CorrectBias("analytic", enough=4), fake, data)
+    same = run_pass(CorrectBias("analytic"), fake, [data[0], data[4]])
+    for name in ("a", "b", "head"):
+        assert torch.equal(few.module.get_submodule(name).bias, same.module.get_submodule(name).bias)
+    with pytest.raises(InputError, match="enough=0 inputs"):
+        CorrectBias("analytic", enough=0)
+
+
+def test_analytic_of_inputs_of_several_sizes_is_the_mean_over_all_places(net: Net) -> None:
+    data = [torch.rand(1, 3, 9, 9), torch.rand(2, 3, 7, 12), torch.rand(3, 3, 9, 9)]
+    fake = quantized(net)
+    error = fake.get_submodule("a").weight.double() - net.a.weight.double()
+    shift = mean([F.conv2d(x.double(), error, padding=1) for x in data])
+    given = run_pass(CorrectBias("analytic"), fake, data).module.get_submodule("a").bias
+    torch.testing.assert_close(given.double(), net.a.bias.double() - shift, rtol=1e-5, atol=1e-6)

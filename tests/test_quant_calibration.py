@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fxcompress.errors import InputError
 from fxcompress.ir.inputs import Inputs
-from fxcompress.quant.batches import BatchReader
+from fxcompress.quant.batches import BatchReader, inputs_in
 from fxcompress.quant.calibration import CalibrationRecord, calibrate, observers_of
 from fxcompress.quant.observers import OBSERVERS, Observer, observer
 from fxcompress.quant.synchronize import synchronize
@@ -276,3 +276,14 @@ def test_two_processes_find_the_scales_of_one(tmp_path: Path) -> None:
 
 def test_the_record_is_a_value() -> None:
     assert CalibrationRecord(1, 0.5) == CalibrationRecord(1, 0.5, ())
+
+
+def test_observers_are_told_how_many_inputs_a_batch_holds() -> None:
+    one_by_one = [image for batch in images() for image in batch.split(1)]
+    first, second = graph("sqnr"), graph("sqnr")
+    calibrate(first, images())
+    calibrate(second, one_by_one)
+    found, wanted = ([o.qparams().scale for o in observers_of(m).values()] for m in (first, second))
+    assert found == pytest.approx(wanted, rel=1e-5)  # a convolution of another batch size may round otherwise
+    assert inputs_in(Inputs((torch.zeros(4, 2), torch.zeros(4)))) == 4
+    assert inputs_in(Inputs((torch.zeros(4, 2), torch.zeros(3)))) == inputs_in(Inputs((torch.tensor(1.0),))) == 1

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fxcompress.errors import InputError
 from fxcompress.quant.affine import QParams
-from fxcompress.quant.observers import OBSERVERS, Entropy, Histogram, MinMax, MovingAverage, Observer, Percentile, observer
+from fxcompress.quant.observers import OBSERVERS, Entropy, Histogram, MinMax, MovingAverage, Observer, Percentile, Sqnr, observer
 from fxcompress.quant.observers_search import Density
 
 torch.set_num_threads(1)
@@ -232,9 +232,9 @@ def test_any_order_and_any_split_of_the_calls_gives_the_same(calls: list[list[fl
 
 @settings(max_examples=25, deadline=None)
 @given(calls=calls, seed=st.integers(0, 999))
-def test_but_for_the_mean_over_calls_pieces_of_any_size_give_the_same(calls: list[list[float]], seed: int) -> None:
+def test_but_for_means_over_calls_pieces_of_any_size_give_the_same(calls: list[list[float]], seed: int) -> None:
     numbers = torch.tensor([number for call in calls for number in call])
-    for name in set(NAMES) - {"moving-average"}:
+    for name in set(NAMES) - {"moving-average", "sqnr"}:
         pieces = list(numbers.split(1 + seed % 7))
         random.Random(seed).shuffle(pieces)
         assert state(seen(observer(name), *pieces)) == state(seen(observer(name), numbers))
@@ -415,6 +415,53 @@ def test_entropy_cuts_a_lonely_outlier_off() -> None:
     x = torch.cat([samples("normal", 100_000), torch.tensor([200.0])])
     assert seen(Entropy(), x).range()[1] < 100
     assert seen(Entropy(), x).qparams().scale < seen(MinMax(), x).qparams().scale
+
+
+# The mean in dB.
+
+
+def several(kind: str) -> list[torch.Tensor]:
+    """Inputs that are alike but for their size, one of them by far the largest."""
+    return [part * factor for part, factor in zip(samples(kind, 12_000).chunk(6), (1, 2, 0.5, 1.5, 40, 0.8), strict=True)]
+
+
+def mean_decibels(inputs: list[torch.Tensor], low: float, high: float, bits: int) -> float:
+    """Of the noise and a thousandth of the signal, up to what does not depend on the range."""
+    arrays = [x.double().numpy() for x in inputs]
+    return float(np.mean([10 * np.log10(squared_error(x, low, high, bits) + 1e-3 * np.square(x).mean()) for x in arrays]))
+
+
+@pytest.mark.parametrize("kind", ["normal", "relu", "laplace", "silu", "heavy tails", "negative", "shifted"])
+@pytest.mark.parametrize("bits", [4, 6, 8])
+def test_sqnr_is_the_best_in_the_mean_over_inputs(kind: str, bits: int) -> None:
+    inputs = several(kind)
+    low, high = min(0.0, *(float(x.min()) for x in inputs)), max(0.0, *(float(x.max()) for x in inputs))
+    largest = max(-low, high)
+    cuts = [largest * 0.94**k for k in range(110)]
+    best = min(mean_decibels(inputs, max(low, -cut), min(high, cut), bits) for cut in cuts)
+    found = seen(Sqnr(bits), *inputs)
+    found_low, found_high = found.range()
+    assert mean_decibels(inputs, min(0.0, found_low), max(0.0, found_high), bits) <= best + 0.75
+    if low < 0 < high:
+        assert max(found_low / low, found_high / high) == 1 or -found_low == pytest.approx(found_high)
+
+
+def test_one_large_input_decides_the_squared_error_but_not_the_mean_in_decibels() -> None:
+    inputs = several("normal")
+    assert seen(Histogram(), *inputs).range()[1] > 60
+    assert seen(Sqnr(), *inputs).range()[1] < 15
+    assert seen(Sqnr(), inputs[4]).range()[1] > 60
+
+
+def test_a_batch_counts_as_its_inputs() -> None:
+    inputs = [x.reshape(2, 4, -1) for x in several("laplace")]
+    want = state(seen(Sqnr(), *inputs))
+    together = Sqnr()
+    together.inputs = 6
+    assert state(seen(together, torch.cat(inputs))) == want  # two rows of every input
+    assert state(seen(together, torch.cat(inputs)[:5])) != want  # no whole number of rows: one input
+    zeros = Sqnr()
+    assert state(seen(zeros, *inputs, torch.zeros(3, 4)))[3] == want[3]
 
 
 # Speed.

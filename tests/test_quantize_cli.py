@@ -104,7 +104,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "a loader that fails": (("--int8", "--calibration", "quantnets:broken"), "raised FileNotFoundError: no folder"),
     "an option": (("--int8", "--calibration", "quantnets:batches", "--int8-options", "bit=3"), "no option 'bit'"),
     "a value": (("--int8", "--calibration", "quantnets:batches", "--int8-options", "bits=9"), "2 to 8"),
-    "an observer": (("--int8", "--calibration", "quantnets:batches", "--int8-options", "observer=best"), "histogram, entropy"),
+    "an observer": (("--int8", "--calibration", "quantnets:batches", "--int8-options", "observer=best"), "sqnr, entropy"),
     "a text": (("--int8", "--calibration", "quantnets:batches", "--int8-options", "bits"), "has no value"),
     "a pattern": (("--int8", "--calibration", "quantnets:batches", "--int8-options", "ignore=[head]"), "called 'head'"),
     "options alone": (("--int8-options", "bits=8"), "add --int8"),

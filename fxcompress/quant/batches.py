@@ -12,10 +12,16 @@ from torch import Tensor, nn
 from fxcompress.errors import InputError
 from fxcompress.ir.inputs import Inputs
 
-__all__ = ["BatchReader"]
+__all__ = ["BatchReader", "inputs_in"]
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _HINT = "pass a list of batches or a loader, each batch what forward takes, e.g. calibration=[images for images, _ in loader]"
+
+
+def inputs_in(batch: Inputs) -> int:
+    """How many inputs a batch holds, if that is the first axis of all its tensors; else 1."""
+    sizes = {t.shape[0] for t in batch.tensors() if t.dim()}
+    return max(1, *sizes) if len(sizes) == 1 else 1
 
 
 class BatchReader:

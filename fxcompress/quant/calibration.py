@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from fxcompress.errors import FxCompressError, InputError
 from fxcompress.ir.inputs import Inputs
-from fxcompress.quant.batches import BatchReader
+from fxcompress.quant.batches import BatchReader, inputs_in
 from fxcompress.quant.nonfinite import observed_nodes, why_not_finite
 from fxcompress.quant.observers_base import Observer
 from fxcompress.quant.synchronize import check_all, synchronize
@@ -96,6 +96,8 @@ def _run(module: nn.Module, observers: dict[str, Observer], batches: Iterable[In
     count = 0
     with torch.inference_mode(False), torch.no_grad(), _switched_on(observers.values()):
         for count, inputs in enumerate(batches, 1):
+            for observer in observers.values():
+                observer.inputs = inputs_in(inputs)
             with _running(count):
                 inputs.clone().call(module)  # should its first operation write to memory
             if any(observer.nonfinite for observer in observers.values()):

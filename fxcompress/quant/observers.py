@@ -8,10 +8,11 @@ from fxcompress.quant.observers_entropy import Entropy
 from fxcompress.quant.observers_histogram import Histogram
 from fxcompress.quant.observers_percentile import Percentile
 from fxcompress.quant.observers_ranges import MinMax, MovingAverage
+from fxcompress.quant.observers_sqnr import Sqnr
 
-__all__ = ["OBSERVERS", "Entropy", "Histogram", "MinMax", "MovingAverage", "Observer", "Percentile", "observer"]
+__all__ = ["OBSERVERS", "Entropy", "Histogram", "MinMax", "MovingAverage", "Observer", "Percentile", "Sqnr", "observer"]
 
-OBSERVERS: dict[str, type[Observer]] = {kind.name: kind for kind in (MinMax, MovingAverage, Percentile, Histogram, Entropy)}
+OBSERVERS: dict[str, type[Observer]] = {kind.name: kind for kind in (MinMax, MovingAverage, Percentile, Histogram, Sqnr, Entropy)}
 """Every kind of observer, by the name that options use."""
 
 
@@ -19,7 +20,7 @@ def observer(name: str, bits: int = 8) -> Observer:
     """A fresh observer.
 
     Args:
-        name: ``min-max``, ``moving-average``, ``percentile``, ``histogram`` or ``entropy``.
+        name: ``min-max``, ``moving-average``, ``percentile``, ``histogram``, ``sqnr`` or ``entropy``.
         bits: of the quantized value, 2 to 8.
 
     Raises:

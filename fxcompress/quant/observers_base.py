@@ -32,6 +32,7 @@ class Observer(nn.Module):
         low, high: the least and the largest finite number seen, as float32 holds it; inf and -inf before the first.
         seen: how many numbers were seen.
         nonfinite: how many more were NaN or infinite in float32.
+        inputs: how many inputs of the network the next value holds along its first axis, for observers that tell them apart.
     """
 
     name: ClassVar[str]
@@ -44,6 +45,7 @@ class Observer(nn.Module):
             raise InputError(f"{bits} bits per value", hint="activations have 2 to 8 bits")
         self.bits = bits
         self.enabled = False
+        self.inputs = 1
         self.reset()
 
     def reset(self) -> None:

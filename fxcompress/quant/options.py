@@ -12,7 +12,7 @@ from torch import nn
 
 from fxcompress.errors import InputError
 
-ObserverName = Literal["min-max", "moving-average", "percentile", "histogram", "entropy"]
+ObserverName = Literal["min-max", "moving-average", "percentile", "histogram", "sqnr", "entropy"]
 WeightObserverName = Literal["min-max", "mse"]
 Speed = Literal["table", "measure", "none"]
 BiasCorrection = Literal["none", "analytic", "empirical"]
@@ -29,7 +29,7 @@ class Int8:
         bits: of activations, 2 to 8.
         weight_bits: of weights, 2 to 8.
         observer: how the range of an activation is chosen: ``"min-max"``, ``"moving-average"``, ``"percentile"``, ``"histogram"``
-            (smallest squared error) or ``"entropy"``.
+            (smallest squared error), ``"sqnr"`` (the same in dB, with every input counting the same) or ``"entropy"``.
         weight_observer: how the range of each output channel of a weight is chosen: ``"min-max"`` or ``"mse"``.
         ignore: patterns of layers that stay in float.
         only: patterns of layers that may be quantized; empty for all.
@@ -41,7 +41,8 @@ class Int8:
         equalize: equalize the ranges of channels across layers first (Nagel et al. 2019, arXiv:1906.04721).
         smooth: how much of the range of activations moves into the weights of linears, 0 to 1 (SmoothQuant, arXiv:2211.10438, uses
             0.5); None leaves it.
-        bias_correction: ``"analytic"`` or ``"empirical"``: corrects the mean error of each layer; ``"none"`` does not.
+        bias_correction: takes the mean error of each layer out of its bias: ``"analytic"``, that of its rounded weights, which takes
+            a moment, or ``"empirical"``, also that of its inputs; ``"none"`` does not.
         adaround: learn for every weight whether to round it up or down (arXiv:2004.10568); takes minutes.
         evaluate: ``evaluate(module)`` gives a score, higher is better, of a module with the signature of the model.
         max_drop: how much of that score may be lost; the most sensitive layers stay in float until it holds.
@@ -56,7 +57,7 @@ class Int8:
 
     bits: int = 8
     weight_bits: int = 8
-    observer: ObserverName = "histogram"
+    observer: ObserverName = "sqnr"
     weight_observer: WeightObserverName = "min-max"
     ignore: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
@@ -66,7 +67,7 @@ class Int8:
     dynamic: tuple[str, ...] = ()
     equalize: bool = False
     smooth: float | None = None
-    bias_correction: BiasCorrection = "none"
+    bias_correction: BiasCorrection = "analytic"
     adaround: bool = False
     evaluate: Callable[[nn.Module], float] | None = None
     max_drop: float | None = None
