@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from fxcompress.api.options import calibration_of
+from fxcompress.api.batches import calibration_of
 from fxcompress.api.tracing import check_model
 from fxcompress.capture import capture
 from fxcompress.capture.refuse import check_data

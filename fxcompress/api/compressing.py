@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxcompress.api.options import Pruning, calibration_of
+from fxcompress.api.batches import calibration_of
+from fxcompress.api.options import Pruning
 from fxcompress.api.quantizing import Quantizing, limit_of
 from fxcompress.api.tracing import check_model
 from fxcompress.api.work import NATIVE, Work

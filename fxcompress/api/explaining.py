@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from fxcompress.api.batches import calibration_of
 from fxcompress.api.compressing import REWRITES
-from fxcompress.api.options import calibration_of
 from fxcompress.api.parts import per_part
 from fxcompress.api.tracing import check_model
 from fxcompress.capture import Captured, Part, capture

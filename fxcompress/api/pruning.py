@@ -13,7 +13,8 @@ from torch.fx import GraphModule
 
 from fxcompress.analysis import Cost
 from fxcompress.api import describe
-from fxcompress.api.options import Asked, Pruning, as_options, calibration_of
+from fxcompress.api.batches import calibration_of
+from fxcompress.api.options import Asked, Pruning, as_options
 from fxcompress.api.parts import joined, run_parts
 from fxcompress.api.tracing import check_model
 from fxcompress.capture import Captured, capture
