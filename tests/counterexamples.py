@@ -187,4 +187,5 @@ KNOWN: dict[str, Net] = {
         ),
         6,
     ),
+    "a count of its calls": Net(((4, 9),), (step("counter", shape=(1,), buffer=True), step("binary", 0, 1, name="add")), 2),
 }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from fxcompress.errors import TargetError
+from fxcompress.ir.effects import written_operand
 from fxcompress.targets.cpu_kernels import ordinary_mode, refuse_gradients
 from fxcompress.targets.inference import InferenceOnly
 
@@ -94,8 +97,9 @@ class PerShape(InferenceOnly):
         if reason is None:
             self._note_versions()
             try:
-                run = self._compile(tensors)
-                reason = self._disagreement(run, tensors)
+                with self._state_kept():
+                    run = self._compile(tensors)
+                    reason = self._disagreement(run, tensors)
                 reason = reason or ("it writes into its own buffers" if self._changed() else None)
             except (RuntimeError, IndexError) as error:  # what torch raises for what it cannot do
                 reason = str(error).strip().splitlines()[-1][:200]
@@ -126,6 +130,19 @@ class PerShape(InferenceOnly):
         holders: list[dict[str, Any]] = [d for m in self.graph.modules() for d in (m._parameters, m._buffers)]
         self._state = [(holder, name, t) for holder in holders for name, t in holder.items() if t is not None]
         self._versions = self._version_sum()
+
+    @contextmanager
+    def _state_kept(self) -> Iterator[None]:
+        """Puts buffers back into which a graph that writes has written, such as a count of its calls."""
+        nodes = self.graph.graph.nodes if isinstance(self.graph, GraphModule) else ()
+        kept = [(t, t.clone()) for t in self.graph.buffers()] if any(written_operand(node) is not None for node in nodes) else []
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, before in kept:
+                    if not torch.equal(tensor, before):
+                        tensor.copy_(before)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         super()._apply(*args, **kwargs)
