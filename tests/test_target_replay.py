@@ -173,7 +173,7 @@ def test_what_is_not_a_list_of_calls_is_refused(model: nn.Module, why: str) -> N
 @torch.no_grad()
 def test_trying_does_not_count_as_a_call() -> None:
     graph = trace(Writing(), torch.ones(2))
-    with pytest.raises(TargetError, match="own buffers|more than"):
+    with pytest.raises(TargetError, match=r"own buffers|more than"):
         Replay(graph).prepare(torch.ones(2))
     assert int(graph.calls) == 0
     CpuTarget().lower(graph, Inputs((torch.ones(2),)))

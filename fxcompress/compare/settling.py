@@ -96,7 +96,8 @@ def _exchange(pairing: Pairing, i: int, j: int) -> Iterator[Change]:
 
 
 def _improve(pairing: Pairing, change: Change, touched: list[int]) -> bool:
-    """Make the change if fewer operands of the touched nodes disagree then."""
+    """Make the change if fewer operands of the touched nodes disagree then, or as many at fewer nodes: where one node has two operands
+    exchanged, the nodes that it reads might as well have exchanged theirs, and nobody did that."""
     before = {i: pairing.head_of[i] for i in change}
     count = _count(pairing, touched)
     _apply(pairing, change)
@@ -116,8 +117,10 @@ def _apply(pairing: Pairing, change: Change) -> None:
             pairing.join(i, j, how[i])
 
 
-def _count(pairing: Pairing, nodes: Iterable[int]) -> int:
-    return sum(disagreeing(pairing, i) for i in nodes if pairing.head_of[i] >= 0)
+def _count(pairing: Pairing, nodes: Iterable[int]) -> tuple[int, int]:
+    """Operands that disagree, and at how many nodes."""
+    counts = [disagreeing(pairing, i) for i in nodes if pairing.head_of[i] >= 0]
+    return sum(counts), sum(count > 0 for count in counts)
 
 
 def _touched(pairing: Pairing, change: Change) -> list[int]:
